@@ -1,0 +1,27 @@
+"""The exceptions that carry an exit status. Everything else that escapes is a defect of ours: traceback, status 1."""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """A run ended for a reason that a person can act on; `status` is the process's exit status."""
+
+    status: int = 1
+
+
+class UserError(RunError):
+    """The input or the machine is at fault: one sentence that names the file or field, its value and the way out."""
+
+    status = 2
+
+
+class GuardError(RunError):
+    """The run's own guard stopped it, for instance on a non-finite loss or a failed start-up check."""
+
+    status = 3
+
+
+class Interrupted(RunError):
+    """Stopped from outside with the last step safe: the same command goes on from there."""
+
+    status = 75
