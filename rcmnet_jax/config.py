@@ -30,7 +30,9 @@ class ModelConfig:
     norm: str = "batch"  # batch | group (groups of 16 channels, no running statistics)
     cbam_reduction: int = 16  # channel gate's bottleneck C -> C/reduction, as in CBAM's paper
     cbam_kernel: int = 7  # spatial gate's convolution, pixels
-    cbam_placement: str = "block"  # block: in every residual block, before the shortcut is added | stage: after each stage
+    cbam_placement: str = (
+        "block"  # block: in every residual block, before the shortcut is added | stage: after each stage
+    )
     gate: str = "auto"  # paper | identity (gates start at 1) | auto: identity where weights are imported, else paper
     heads: int = 4  # self-attention heads, as in BoTNet
     position: str = "relative"  # relative | absolute | none: position term of the attention logits
@@ -234,7 +236,11 @@ def check(config: ExperimentConfig) -> None:
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        need(value in choices, name, f"must be one of {', '.join(choices)}{suggestion(value, choices)[:60] if value not in choices else ''}")
+        need(
+            value in choices,
+            name,
+            f"must be one of {', '.join(choices)}{suggestion(value, choices)[:60] if value not in choices else ''}",
+        )
 
     one_of("model.name", MODEL_NAMES)
     one_of("model.norm", ("batch", "group"))
@@ -253,7 +259,11 @@ def check(config: ExperimentConfig) -> None:
         need(getattr(config, stage).epochs > 0, f"{stage}.epochs", "must be above 0")
         need(getattr(config, stage).optimizer.learning_rate > 0, f"{stage}.optimizer.learning_rate", "must be above 0")
         need(0 <= getattr(config, stage).optimizer.ema_decay < 1, f"{stage}.optimizer.ema_decay", "must be in [0, 1)")
-        need(0 <= getattr(config, stage).optimizer.label_smoothing < 1, f"{stage}.optimizer.label_smoothing", "must be in [0, 1)")
+        need(
+            0 <= getattr(config, stage).optimizer.label_smoothing < 1,
+            f"{stage}.optimizer.label_smoothing",
+            "must be in [0, 1)",
+        )
         size = getattr(config, stage).image_size
         need(size == 0 or size >= 32, f"{stage}.image_size", "must be 0 (as image_size) or at least 32 pixels")
     need(config.image_size >= 32, "image_size", "must be at least 32 pixels: the network halves it five times")

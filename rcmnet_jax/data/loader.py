@@ -1,0 +1,154 @@
+"""Two loaders, one interface: batch k of a stage is the same whichever is used, on any number of hosts or workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rcmnet_jax.data.augment import split_position
+
+
+class Placing(Protocol):
+    """The part of a placement that a loader needs: where this process's rows are, and how to make a global array."""
+
+    def share(self, batch_size: int) -> slice: ...
+    def put_batch(self, local: np.ndarray) -> jax.Array: ...
+
+
+class Reader(Protocol):
+    """Random access to prepared images, uint8 (S, S, 3) each."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any) -> np.ndarray: ...
+
+
+class Batch(NamedTuple):
+    """A global batch, split over the devices along its first axis."""
+
+    images: jax.Array  # (B, S, S, 3) uint8
+    labels: jax.Array  # (B,) int32
+    positions: jax.Array  # (B, 2) uint32: words of the position in the stream, for the augmentation's keys
+
+
+class Loader(Protocol):
+    """Batches by step number: the step is the only cursor there is."""
+
+    def batch(self, step: int) -> Batch: ...
+
+
+class Order:
+    """The endless stream of rows: example i of epoch e stands at position e * n + i, each epoch in an order of its own."""
+
+    def __init__(self, rows: np.ndarray, seed: int):
+        import grain
+
+        self.rows = np.asarray(rows, np.int64)
+        self._order = grain.MapDataset.range(len(self.rows)).seed(seed).shuffle().repeat()
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows at the positions, int64 (B,)."""
+        return self.rows[[self._order[int(p)] for p in positions]]
+
+
+def positions_of(step: int, batch_size: int, share: slice) -> np.ndarray:
+    """Stream positions of this process's rows of batch `step`, int64."""
+    return np.arange(step * batch_size + share.start, step * batch_size + share.stop, dtype=np.int64)
+
+
+@jax.jit
+def _take(images: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.take(images, rows, axis=0)
+
+
+class ResidentLoader:
+    """Batches gathered on the device from a decoded set that lives there."""
+
+    def __init__(
+        self, images: jax.Array, labels: np.ndarray, rows: np.ndarray, *, batch_size: int, seed: int, placing: Placing
+    ):
+        """
+        Args:
+          images: uint8 (N, S, S, 3), a copy on each device.
+          labels: int32 (N,).
+          rows: the rows to train on, int64 (n,).
+          batch_size: global.
+          seed: of the order.
+          placing: of the global batch.
+        """
+        self._images, self._labels, self._placing = images, np.asarray(labels, np.int32), placing
+        self._order, self._batch_size = Order(rows, seed), batch_size
+        self._share = placing.share(batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """Batch `step`, dispatched without waiting."""
+        positions = positions_of(step, self._batch_size, self._share)
+        rows = self._order(positions)
+        put = self._placing.put_batch
+        return Batch(
+            _take(self._images, put(rows.astype(np.int32))), put(self._labels[rows]), put(split_position(positions))
+        )
+
+
+class StreamLoader:
+    """Batches read through Grain, for a set larger than the device's memory. Reading runs ahead in threads."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        placing: Placing,
+        workers: int = 0,
+    ):
+        """As ResidentLoader, with a random-access reader in place of the array, and the number of reading threads."""
+        self._reader, self._labels, self._placing = reader, np.asarray(labels, np.int32), placing
+        self._order, self._batch_size = Order(rows, seed), batch_size
+        self._share, self._workers = placing.share(batch_size), workers or 4
+        self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Any]]
+
+    def batch(self, step: int) -> Batch:
+        """Batch `step`; steps asked for in order are read ahead, a jump starts a new stream."""
+        if step != self._next:
+            self._stream = self._start(step)
+        self._next = step + 1
+        found = next(self._stream)
+        put = self._placing.put_batch
+        return Batch(put(found["image"]), put(found["label"]), put(split_position(found["position"])))
+
+    def _start(self, step: int) -> Iterator[Any]:
+        import grain
+
+        local = self._share.stop - self._share.start
+        read = _Read(self._reader, self._labels, self._order, self._batch_size, self._share)
+        # Batching comes last: read ahead of it, the order would depend on the number of workers.
+        stream = grain.MapDataset.range(step * local, 2**62).map(read)
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=4 * local)
+        return iter(stream.to_iter_dataset(options).batch(local))
+
+
+class _Read:
+    """From this process's running number of an example to the example itself."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        labels: np.ndarray,
+        order: Callable[[np.ndarray], np.ndarray],
+        batch_size: int,
+        share: slice,
+    ):
+        self._reader, self._labels, self._order = reader, labels, order
+        self._batch_size, self._share = batch_size, share
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        step, place = divmod(number, self._share.stop - self._share.start)
+        position = step * self._batch_size + self._share.start + place
+        row = int(self._order(np.array([position]))[0])
+        return {"image": self._reader[row], "label": self._labels[row], "position": np.int64(position)}

@@ -1,0 +1,173 @@
+"""The loop: take a batch, step, note what the last step gave, save when due."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from rcmnet_jax.checkpoint.store import Store
+from rcmnet_jax.config import CheckpointConfig
+from rcmnet_jax.console import Console
+from rcmnet_jax.data.loader import Loader
+from rcmnet_jax.errors import GuardError, Interrupted
+from rcmnet_jax.training.records import Records
+from rcmnet_jax.training.state import TrainState, from_tree, to_tree
+from rcmnet_jax.training.step import Controls, Metrics, StepFn
+from rcmnet_jax.training.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network's training, from its first step to its last."""
+
+    name: str  # for instance transfer/seed_0/fold_2
+    steps: int
+    batch_size: int  # global
+    learning_rates: np.ndarray  # (steps,) float32
+    class_weights: np.ndarray  # (K,) float32
+    seed: int  # of the order and the augmentation
+    head_steps: int = 0  # the head trains alone before this step
+    steps_per_epoch: float = 1.0
+    save_every: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass
+class Surroundings:
+    """What a loop reports to and listens to."""
+
+    records: Records
+    console: Console
+    stop: StopRequest
+
+
+def train(
+    stage: Stage,
+    state: TrainState,
+    step_fn: StepFn,
+    loader: Loader,
+    store: Store,
+    around: Surroundings,
+    at_epoch: Callable[[int, TrainState], None] | None = None,
+) -> TrainState:
+    """Trains from the newest sound checkpoint, or from `state`, to the stage's last step, and saves there.
+
+    `at_epoch(step, state)` is called when an epoch has ended; it must not keep the state, which is donated.
+
+    Raises:
+      GuardError: a loss, gradient or update was not finite; the last good checkpoint is left as it was.
+      Interrupted: a stop was asked for; the current step has been saved.
+    """
+    resumed = store.restore(to_tree(state))
+    if resumed is not None:
+        step, tree, _ = resumed
+        state = from_tree(tree, state)
+        around.console.say(f"{stage.name}: going on from step {step} of {stage.steps}.")
+    start = int(state.step)
+    meter = _Meter(stage, around, start)
+    controls = _Controls(stage)
+    pending: tuple[int, Metrics] | None = None
+    saved, saved_at = start, time.monotonic()
+    with around.console.progress(stage.name, stage.steps, start) as bar:
+        for step in range(start, stage.steps):
+            state, metrics = step_fn(state, loader.batch(step), controls(step))
+            if pending is not None:
+                meter.read(*pending)  # a step late: reading the newest would make the device wait
+                bar.update(pending[0], meter.summary())
+            pending = (step + 1, metrics)
+            stopping = around.stop.wanted(step + 1)
+            if stopping or (step + 1 < stage.steps and _due(stage.save_every, step + 1, saved_at)):
+                meter.read(*pending)  # no state is saved before its step is known to be sound
+                pending = None
+                store.save(step + 1, to_tree(state), {"stage": stage.name})
+                saved, saved_at = step + 1, time.monotonic()
+            if stopping:
+                store.wait()
+                raise Interrupted(f"{stage.name}: stopped after step {step + 1}, which is saved; run again to go on.")
+            if at_epoch is not None and _ends_epoch(step + 1, stage):
+                at_epoch(step + 1, state)
+        if pending is not None:
+            meter.read(*pending)
+            bar.update(pending[0], meter.summary())
+    if saved < stage.steps:
+        store.save(stage.steps, to_tree(state), {"stage": stage.name})
+    store.wait()
+    return state
+
+
+def _due(config: CheckpointConfig, step: int, saved_at: float) -> bool:
+    if config.every_steps and step % config.every_steps == 0:
+        return True
+    # Hosts' clocks differ, and a save is a joint act: with several processes only the step number decides.
+    return jax.process_count() == 1 and time.monotonic() - saved_at >= config.every_seconds
+
+
+def _ends_epoch(step: int, stage: Stage) -> bool:
+    return step == stage.steps or math.floor(step / stage.steps_per_epoch) > math.floor(
+        (step - 1) / stage.steps_per_epoch
+    )
+
+
+class _Controls:
+    """The controls of each step."""
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+        self._weights = np.asarray(stage.class_weights, np.float32)
+        self._seed = np.uint32(stage.seed % 2**32)
+
+    def __call__(self, step: int) -> Controls:
+        body = np.float32(step >= self._stage.head_steps)
+        rate = np.float32(self._stage.learning_rates[step])
+        return Controls(rate, body, self._weights, self._seed)
+
+
+class _Meter:
+    """Adds metrics up and writes their means about 200 times a stage."""
+
+    def __init__(self, stage: Stage, around: Surroundings, start: int):
+        self._stage, self._around = stage, around
+        self._every = max(1, stage.steps // 200)
+        self._sums = np.zeros(3)
+        self._norm = 0.0
+        self._last = {"loss": math.nan, "accuracy": math.nan}
+        self._clock, self._clock_step = time.monotonic(), start
+
+    def read(self, step: int, metrics: Metrics) -> None:
+        values = jax.device_get(metrics)
+        if not bool(values.finite):
+            raise GuardError(
+                f"{self._stage.name}: the loss, gradient or update of step {step} is not finite (loss "
+                f"{float(values.loss) / float(values.count):g}). The last good checkpoint is untouched; try a lower "
+                "learning rate, a longer warm-up or float32."
+            )
+        self._sums += [float(values.loss), float(values.correct), float(values.count)]
+        self._norm = float(values.gradient_norm)
+        if step % self._every == 0 or step == self._stage.steps:
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        loss, correct, count = self._sums
+        self._sums = np.zeros(3)
+        now = time.monotonic()
+        rate = (step - self._clock_step) * self._stage.batch_size / max(now - self._clock, 1e-9)
+        self._clock, self._clock_step = now, step
+        self._last = {"loss": loss / count, "accuracy": correct / count}
+        self._around.records.write(
+            self._stage.name,
+            "train",
+            step,
+            epoch=step / self._stage.steps_per_epoch,
+            **self._last,
+            learning_rate=float(self._stage.learning_rates[step - 1]),
+            gradient_norm=self._norm,
+            images_per_second=rate,
+        )
+
+    def summary(self) -> str:
+        """What the progress bar shows."""
+        return "" if math.isnan(self._last["loss"]) else f"loss {self._last['loss']:.3f}"

@@ -1,0 +1,69 @@
+"""Optax update rules without their learning rate, which enters each step as a number so that stages share one program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from rcmnet_jax.config import OptimizerConfig
+
+Tree = Any
+Path = tuple[str, ...]
+
+
+def map_with_names(fn: Callable[[Path], Any], tree: Tree) -> Tree:
+    """A tree like `tree` whose leaves are `fn` of their path of string keys."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: fn(tuple(str(entry.key) for entry in path)), tree)
+
+
+def make(config: OptimizerConfig, decays: Callable[[Path], bool]) -> optax.GradientTransformation:
+    """The update direction of one step, to be scaled by minus the learning rate.
+
+    SGD is Nesterov's with the decay added to the gradient, as PyTorch has it; AdamW's decay is decoupled
+    (Loshchilov & Hutter 2019).
+
+    Args:
+      config: which rule, with its momentum, decay and clipping.
+      decays: whether the leaf at a path is a kernel, and so decays.
+    """
+
+    def mask(params: Tree) -> Tree:
+        return map_with_names(decays, params)
+
+    decay = optax.add_decayed_weights(config.weight_decay, mask)
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    if config.name == "sgd":
+        return optax.chain(*clip, decay, optax.trace(config.momentum, nesterov=True))
+    return optax.chain(*clip, optax.scale_by_adam(), decay)
+
+
+def total_steps(epochs: float, examples: int, batch_size: int) -> int:
+    """Updates in a stage: at least one."""
+    return max(1, math.ceil(epochs * examples / batch_size))
+
+
+def learning_rates(config: OptimizerConfig, *, epochs: float, steps: int, batch_size: int) -> np.ndarray:
+    """The learning rate of every step of a stage, float32 (steps,): linear warm-up, then a cosine to 0.
+
+    The peak is `config.learning_rate` at a batch of 256, scaled linearly with the batch for SGD (Goyal et al. 2017)
+    and by its square root for AdamW.
+    """
+    ratio = batch_size / 256
+    peak = config.learning_rate * (ratio if config.name == "sgd" else math.sqrt(ratio))
+    warmup = max(1, min(round(steps * config.warmup_epochs / epochs), steps // 5))
+    schedule = optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(steps, warmup + 1))
+    # One call for all steps: asking the schedule inside the loop would dispatch a dozen tiny programs a step.
+    return np.asarray(jax.vmap(schedule)(np.arange(steps)), np.float32)
+
+
+def class_weights(config: OptimizerConfig, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Loss weight of each class, float32 (K,): ones, or n / (K n_k) over the labels (N,) of the training part."""
+    if config.class_weights == "none":
+        return np.ones(classes, np.float32)
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32)

@@ -1,0 +1,120 @@
+"""One mesh over every device of every host: batches are split along it, everything else is copied to each device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rcmnet_jax.errors import UserError
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How to find the other processes; empty values leave it to the cluster's environment (Slurm, GKE, TPU pods)."""
+
+    coordinator: str = ""  # host:port of process 0
+    processes: int = 0
+    process: int = -1
+
+
+def join_cluster(cluster: Cluster) -> None:
+    """Connects this process to the others, if there are any; must run before anything asks for a device.
+
+    With an explicit coordinator that is used; else JAX_COORDINATOR_ADDRESS, or a cluster that JAX knows how to detect
+    when RCMNET_DISTRIBUTED=1. Alone otherwise.
+
+    Raises:
+      UserError: flags that do not fit each other, or a cluster that cannot be reached.
+    """
+    if bool(cluster.coordinator) != bool(cluster.processes):
+        raise UserError("--coordinator and --num_processes go together: give both, or neither.")
+    if cluster.coordinator and not 0 <= cluster.process < cluster.processes:
+        raise UserError(
+            f"--process_id={cluster.process}: must be from 0 to {cluster.processes - 1}, a different one for each process."
+        )
+    automatic = bool(os.environ.get("JAX_COORDINATOR_ADDRESS")) or os.environ.get("RCMNET_DISTRIBUTED") == "1"
+    if not cluster.coordinator and not automatic:
+        return
+    try:
+        if cluster.coordinator:
+            jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"The other processes could not be joined: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where arrays live. The mesh has one axis, `data`."""
+
+    mesh: Mesh
+
+    @classmethod
+    def everywhere(cls) -> Placement:
+        """Over all devices of all processes."""
+        return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
+
+    @property
+    def devices(self) -> int:
+        """Number of devices in the mesh."""
+        return int(self.mesh.size)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A whole copy on each device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def split(self) -> NamedSharding:
+        """The leading axis split over the devices."""
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises UserError where a global batch cannot be split evenly."""
+        if batch_size % self.devices:
+            raise UserError(
+                f"config.batch_size={batch_size}: must be a multiple of the {self.devices} devices; "
+                f"take {-(-batch_size // self.devices) * self.devices}."
+            )
+
+    def share(self, batch_size: int) -> slice:
+        """This process's rows of a global batch."""
+        local = batch_size // jax.process_count()
+        start = jax.process_index() * local
+        return slice(start, start + local)
+
+    def put_batch(self, local: np.ndarray) -> jax.Array:
+        """Makes a global array, split along its first axis, of each process's own rows."""
+        return jax.make_array_from_process_local_data(self.split, local)
+
+    def put_copies(self, tree: Tree) -> Tree:
+        """Copies host arrays, the same in every process, to each device. None aliases its source."""
+
+        def put(leaf: Any) -> jax.Array:
+            value = np.asarray(leaf)
+            if jax.process_count() == 1:
+                return jax.device_put(np.array(value, copy=True), self.replicated, may_alias=False)
+            return jax.make_array_from_callback(value.shape, self.replicated, lambda index: np.array(value[index]))
+
+        return jax.tree.map(put, tree)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here; does nothing alone."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

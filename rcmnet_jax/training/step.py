@@ -1,0 +1,142 @@
+"""One update on a global batch: a pure function of state, batch and controls, compiled once per model and recipe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rcmnet_jax.config import AugmentConfig, OptimizerConfig
+from rcmnet_jax.data.augment import augment
+from rcmnet_jax.data.loader import Batch
+from rcmnet_jax.models import Network
+from rcmnet_jax.training import optimizer as optimizers
+from rcmnet_jax.training.freeze import learning_rate_factors
+from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.state import TrainState
+
+Tree = Any
+Scalar = jax.Array | np.generic  # from the host they come as numpy's, which every process may hand to a shared program
+
+
+class Controls(NamedTuple):
+    """What changes from step to step or fold to fold; arguments, not constants, so that no fold compiles again."""
+
+    learning_rate: Scalar  # () float32
+    body: Scalar  # () float32, 0 while the head trains alone, else 1
+    class_weights: jax.Array | np.ndarray  # (K,) float32
+    seed: Scalar  # () uint32, of the augmentation
+
+
+class Metrics(NamedTuple):
+    """Sums over the global batch, so that they add over steps; divide by `count`."""
+
+    loss: jax.Array  # () float32, sum of the examples' losses
+    correct: jax.Array  # () float32, right answers on the augmented views
+    count: jax.Array  # () float32
+    gradient_norm: jax.Array  # () float32, before clipping
+    finite: jax.Array  # () bool: loss, gradient and update are all finite
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is compiled into a step; equal recipes share one program."""
+
+    optimizer: OptimizerConfig
+    augment: AugmentConfig
+    frozen_statistics: bool = False  # BatchNorm uses the running statistics, which then do not move
+    layer_decay: float = 1.0
+
+
+StepFn = Callable[[TrainState, Batch, Controls], tuple[TrainState, Metrics]]
+
+
+def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy (B,) of logits (B, K) against labels (B,) mixed with the uniform (Szegedy et al. 2016)."""
+    log_p = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+    return -(1 - smoothing) * chosen - smoothing * log_p.mean(-1)
+
+
+@functools.lru_cache(maxsize=16)
+def make_optimizer(network: Network, recipe: Recipe) -> optax.GradientTransformation:
+    """The update rule of a recipe, for the leaves of a network."""
+    return optimizers.make(recipe.optimizer, network.decays)
+
+
+@functools.lru_cache(maxsize=16)
+def make_train_step(network: Network, recipe: Recipe, placement: Placement) -> StepFn:
+    """The compiled step. Its state argument is donated: the caller must not read it afterwards."""
+    step = functools.partial(train_step, network=network, recipe=recipe)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(placement.replicated, placement.split, placement.replicated),
+        out_shardings=placement.replicated,
+    )
+
+
+def train_step(
+    state: TrainState, batch: Batch, controls: Controls, *, network: Network, recipe: Recipe
+) -> tuple[TrainState, Metrics]:
+    """One update; BatchNorm and the loss see the global batch whatever the number of devices."""
+    config = recipe.optimizer
+    images = augment(batch.images, batch.positions, controls.seed, recipe.augment)
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+
+    def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+        x = images.astype(jax.tree.leaves(params)[0].dtype)  # float64 where the whole state is
+        logits, stats = network(
+            params,
+            state.batch_stats,
+            x,
+            train=not recipe.frozen_statistics,
+            dtype=x.dtype if x.dtype == jnp.float64 else dtype,
+        )
+        losses = smoothed_cross_entropy(logits, batch.labels, config.label_smoothing)
+        return (losses * controls.class_weights[batch.labels]).mean(), (logits, stats)
+
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    gate = _gates(network, state.params, controls.body)
+    gradients = jax.tree.map(jnp.multiply, gradients, gate)
+    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, state.params)
+    factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
+    updates = jax.tree.map(
+        lambda d, g, f: (-f * controls.learning_rate * g * d).astype(d.dtype), directions, gate, factors
+    )
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+
+    def average(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (decay * old + (1 - decay) * new).astype(old.dtype)
+
+    count = jnp.float32(len(batch.labels))
+    norm = optax.global_norm(gradients)
+    metrics = Metrics(
+        loss=(loss * count).astype(jnp.float32),
+        correct=(logits.argmax(-1) == batch.labels).sum().astype(jnp.float32),
+        count=count,
+        gradient_norm=norm.astype(jnp.float32),
+        finite=jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates)),
+    )
+    new = TrainState(
+        state.step + 1,
+        params,
+        batch_stats,
+        opt_state,
+        jax.tree.map(average, state.ema_params, params),
+        jax.tree.map(average, state.ema_batch_stats, batch_stats),
+    )
+    return new, metrics
+
+
+def _gates(network: Network, params: Tree, body: jax.Array) -> Tree:
+    """1 for the leaves of the head, `body` for the rest: 0 holds the body where it is, momentum included."""
+    head = network.head
+    return optimizers.map_with_names(lambda path: jnp.float32(1) if path[: len(head)] == head else body, params)
