@@ -1,0 +1,261 @@
+"""What has to be right before JAX computes: XLA's flags, the compilation cache, a check of known-wrong programs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import mmap
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from rcmnet_jax.errors import GuardError, UserError
+
+_log = logging.getLogger(__name__)
+
+# XLA's CPU compiler hands some reductions and dots to a library whose fusions return wrong numbers without a word in
+# jaxlib 0.10.2 (github.com/jax-ml/jax/issues/39103) and crash on others. An empty list of fusion types turns it off.
+_FLAG = "xla_cpu_experimental_ynn_fusion_type"
+KEEP_DEFECT = "RCMNET_KEEP_XLA_DEFECT"  # environment variable: 1 leaves XLA_FLAGS as they are, for measuring the defect
+_CACHE_BYTES = 2 << 30  # compiled programs above this are dropped, oldest first
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def prepare() -> None:
+    """Appends the flag that turns wrong fusions off to XLA_FLAGS. To be called before JAX starts its devices.
+
+    The user's flags stay, and theirs wins where they set the same one. A jaxlib that does not know the flag would abort
+    the process on it, so its library is searched for the name first.
+
+    Raises:
+      UserError: JAX has started its CPU devices already, without the flag.
+    """
+    flags = _user_flags()
+    if os.environ.get(KEEP_DEFECT) == "1" or f"--{_FLAG}" in flags or not _jaxlib_knows(_FLAG):
+        return
+    if _cpu_started():
+        raise UserError(
+            "JAX computed on the CPU before rcmnet_jax was imported, so a compiler defect that returns wrong numbers "
+            f"cannot be turned off any more. Import rcmnet_jax first, or set XLA_FLAGS='--{_FLAG}=' before starting "
+            f"Python, or {KEEP_DEFECT}=1 to go on regardless."
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=".strip()
+
+
+def _user_flags() -> str:
+    """XLA_FLAGS; XLA also takes the name of a file of flags there, whose content is returned then."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if flags and not flags.startswith("-") and Path(flags).is_file():
+        return " ".join(Path(flags).read_text().split())
+    return flags
+
+
+def _jaxlib_knows(flag: str) -> bool:
+    spec = importlib.util.find_spec("jaxlib")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for library in Path(folder).glob("libjax_common*"):
+            with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(flag.encode()) >= 0:
+                    return True
+    return False
+
+
+def _cpu_started() -> bool:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if bridge is None or not getattr(bridge, "backends_are_initialized", lambda: False)():
+        return False
+    return bool(sys.modules["jax"].default_backend() == "cpu")
+
+
+def cpu_model() -> tuple[str, str]:
+    """Model name and instruction-set flags of the first core; a compiled program is only valid where both agree."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), ""
+    facts = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    known = {key.strip(): value.strip() for key, value in facts.items()}
+    name = known.get("model name") or known.get("CPU part") or platform.machine()
+    return name, known.get("flags") or known.get("Features") or ""
+
+
+def cache_root() -> Path:
+    """The user's cache folder: RCMNET_CACHE, else XDG_CACHE_HOME/rcmnet_jax, else ~/.cache/rcmnet_jax."""
+    if own := os.environ.get("RCMNET_CACHE"):
+        return Path(own).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path("~/.cache").expanduser()) / "rcmnet_jax"
+
+
+def enable_compilation_cache(folder: Path | None = None) -> Path | None:
+    """Keeps compiled programs on disk, so that the next process does not compile them again.
+
+    The folder lies under `folder` (default: `cache_root()`), named after the processor and jaxlib's version, and is
+    private to the user, since whoever writes there runs code here. Entries that an earlier process was killed in the
+    midst of writing are removed first: JAX would never replace them.
+
+    Returns the folder in use (JAX's own setting wins where the user made one), or None where it cannot be private or
+    written; that is logged and costs time only.
+    """
+    import jax
+
+    if configured := getattr(jax.config, "jax_compilation_cache_dir", None):
+        return Path(configured)
+    key = hashlib.sha256("\n".join(cpu_model()).encode()).hexdigest()[:8]
+    path = (folder or cache_root()) / f"xla-{key}-{importlib.metadata.version('jaxlib')}"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = path.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+            _log.warning("%s is not a folder of yours: programs are compiled afresh", path)
+            return None
+        path.chmod(0o700)
+        sweep_compilation_cache(path)
+    except OSError as error:
+        _log.warning("%s: %s: programs are compiled afresh", path, error.strerror)
+        return None
+    settings = {"persistent_cache_min_compile_time_secs": 0.0, "persistent_cache_min_entry_size_bytes": -1}
+    for name, value in {**settings, "compilation_cache_dir": str(path)}.items():
+        jax.config.update(f"jax_{name}", value)  # type: ignore[no-untyped-call]
+    return path
+
+
+def sweep_compilation_cache(path: Path) -> list[str]:
+    """Removes cut-off entries written since the last sweep, and the oldest of all above 2 GiB. Returns their names."""
+    started, stamp = time.time(), path / ".swept"
+    checked = stamp.stat().st_mtime if stamp.exists() else 0.0
+    entries = sorted(((s.st_mtime, s.st_size, f) for f in path.glob("*-cache") if (s := f.stat())), reverse=True)
+    removed, total = [], 0
+    for written, size, file in entries:
+        total += size
+        # One second of slack: file systems round times, and a whole entry checked twice costs milliseconds.
+        if total > _CACHE_BYTES or (written >= checked - 1.0 and not _is_whole(file.read_bytes())):
+            file.unlink(missing_ok=True)
+            removed.append(file.name)
+    stamp.touch()
+    os.utime(stamp, (started, started))
+    return removed
+
+
+def _is_whole(entry: bytes) -> bool:
+    """Whether a cache entry decompresses to its end. JAX compresses with zstd where it is installed, else zlib."""
+    if entry[:4] == b"\x28\xb5\x2f\xfd":
+        return _is_whole_zstd(entry)
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(entry)
+    except zlib.error:
+        return False
+    return inflate.eof
+
+
+def _is_whole_zstd(entry: bytes) -> bool:
+    try:
+        import zstandard  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return True  # JAX, which looks for the same module, does not read such an entry either
+    inflate = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        inflate.decompress(entry)
+    except zstandard.ZstdError:
+        return False
+    return bool(inflate.eof)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, processor, flags and commit that a result depends on, ready for JSON. Starts JAX's devices."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name.split("-")[0]: _version(name) for name in _PACKAGES},
+        "rcmnet_jax": sys.modules["rcmnet_jax"].__version__,
+        "backend": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "cpu": cpu_model()[0],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": _commit(Path(__file__).resolve().parent),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(package: Path) -> str | None:
+    """Commit of the checkout that holds the package, with '+changes' where files differ; None outside of one."""
+    git = shutil.which("git")
+    # An installed copy may lie inside some other project's checkout: only our own has .git right above the package.
+    if git is None or not (package.parent / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str | None:
+        command = [git, "-C", str(package.parent), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        head, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"{head}+changes" if head and changes else head
+
+
+def canary() -> None:
+    """Runs small programs that some XLA versions get wrong, against NumPy in float64. Well under a second.
+
+    One is a matrix-vector product under vmap and its squared norm, 32,769 rows; the other a batched dot with a
+    broadcast operand, as self-attention has it.
+
+    Raises:
+      GuardError: a result is off by more than rounding: nothing this machine computes is to be trusted.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    steps = np.arange(32_769, dtype=np.float32)
+    rows = np.stack([steps, 0 * steps, 0 * steps], axis=1)
+    random = np.random.default_rng(0)
+    queries = random.standard_normal((4, 4, 16, 32), dtype=np.float32)
+    table = random.standard_normal((1, 1, 16, 32), dtype=np.float32)
+
+    @jax.jit
+    def norms(matrix: jax.Array, rows: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))(rows)
+
+    @jax.jit
+    def logits(queries: jax.Array, table: jax.Array) -> jax.Array:
+        return jnp.einsum("bhnd,bhmd->bhnm", queries, jnp.broadcast_to(table, queries.shape))
+
+    exact = queries.astype(np.float64) @ table.astype(np.float64).transpose(0, 1, 3, 2)
+    for name, got, want in (
+        ("a sum of squares", norms(np.eye(3, dtype=np.float32), rows), steps.astype(np.float64) ** 2),
+        ("a batched product", logits(queries, table), exact),
+    ):
+        # Devices that multiply in TF32 or bfloat16 are off by up to 1e-2, the known defects by much more.
+        limit = (1e-4 if jax.default_backend() == "cpu" else 2e-2) * np.abs(want).max()
+        error = np.abs(np.asarray(got, np.float64) - want).max()
+        if not error <= limit:
+            raise GuardError(
+                f"The compiler of this machine gets {name} wrong (off by {error:.3g}, at most {limit:.3g} is rounding; "
+                f"jaxlib {importlib.metadata.version('jaxlib')}, XLA_FLAGS='{os.environ.get('XLA_FLAGS', '')}'). Unset "
+                f"{KEEP_DEFECT}, or add '--{_FLAG}=' to XLA_FLAGS, or install another jaxlib."
+            )

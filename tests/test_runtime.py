@@ -1,0 +1,121 @@
+"""Start-up: XLA's flags, the compilation cache, what environment.json says, the canary."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import pytest
+
+from rcmnet_jax import runtime
+
+ROOT = Path(__file__).parent.parent
+FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RCMNET_KEEP_XLA_DEFECT")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command,
+        env={**clean, "JAX_PLATFORMS": "cpu", **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_importing_the_package_appends_the_flag_to_the_users_and_does_not_import_jax():
+    done = python(
+        "import os, sys, rcmnet_jax; print(os.environ['XLA_FLAGS'], 'jax' in sys.modules)", XLA_FLAGS="--xla_a=1"
+    )
+    assert done.stdout.split() == ["--xla_a=1", FLAG, "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("XLA_FLAGS", f"{FLAG}LIBRARY_FUSION_TYPE_DOT"), ("RCMNET_KEEP_XLA_DEFECT", "1")]
+)
+def test_the_users_own_choice_of_the_flag_stays(name, value):
+    done = python("import os, rcmnet_jax; print(os.environ.get('XLA_FLAGS', ''))", **{name: value})
+    assert done.stdout.strip() == (value if name == "XLA_FLAGS" else "")
+
+
+def test_a_file_of_flags_is_read_and_kept(tmp_path):
+    (tmp_path / "flags").write_text("--xla_a=1\n--xla_b=2\n")
+    done = python("import os, rcmnet_jax; print(os.environ['XLA_FLAGS'])", XLA_FLAGS=str(tmp_path / "flags"))
+    assert done.stdout.split() == ["--xla_a=1", "--xla_b=2", FLAG]
+
+
+def test_a_jax_that_already_computed_is_refused_in_one_sentence():
+    done = python("import jax; jax.devices(); import rcmnet_jax")
+    assert "UserError: JAX computed on the CPU before rcmnet_jax was imported" in done.stderr
+
+
+@pytest.mark.skipif(version("jaxlib") != "0.10.2", reason="jaxlib 0.10.2 has the defect that the canary is to find")
+def test_the_canary_finds_the_defect_where_it_is_left_on():
+    code = "from rcmnet_jax import runtime; runtime.canary()"
+    assert (
+        "GuardError: The compiler of this machine gets a sum of squares wrong"
+        in python(code, RCMNET_KEEP_XLA_DEFECT="1").stderr
+    )
+    assert python(code).returncode == 0
+
+
+def test_the_canary_is_content_here():
+    runtime.canary()
+
+
+def test_the_environment_names_what_results_depend_on_and_is_json():
+    facts = json.loads(json.dumps(runtime.environment()))
+    assert facts["jax"] == jax.__version__
+    assert facts["xla_flags"] == os.environ["XLA_FLAGS"]
+    assert facts["orbax"]
+    assert facts["cores"] >= 1
+    assert facts["backend"] == jax.default_backend()
+
+
+COMPILE = """
+import sys, warnings; warnings.simplefilter("error")
+from pathlib import Path
+from rcmnet_jax import runtime
+folder = runtime.enable_compilation_cache(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+import jax; jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((8, 8)))
+print(folder)
+"""
+
+
+def test_compiled_programs_are_kept_in_a_private_folder_and_a_cut_off_one_is_written_anew(tmp_path):
+    folder = Path(python(COMPILE, RCMNET_CACHE=str(tmp_path)).stdout.strip())
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    entry = max(folder.glob("*-cache"), key=lambda f: f.stat().st_size)
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    done = python(COMPILE, RCMNET_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert entry.stat().st_size > len(whole) // 2
+
+
+def test_a_sweep_removes_damaged_entries_only_and_looks_at_each_once(tmp_path):
+    whole = zlib.compress(os.urandom(5000))
+    for name, content in {"a-cache": whole, "b-cache": whole[:-1], "c-cache": b"", "d-cache": bytes(99)}.items():
+        (tmp_path / name).write_bytes(content)
+    assert sorted(runtime.sweep_compilation_cache(tmp_path)) == ["b-cache", "c-cache", "d-cache"]
+    (tmp_path / "old-cache").write_bytes(b"")
+    os.utime(tmp_path / "old-cache", (1, 1))
+    assert runtime.sweep_compilation_cache(tmp_path) == []
+    assert (tmp_path / "a-cache").read_bytes() == whole
+
+
+def test_a_cache_that_is_not_the_users_own_folder_is_not_used(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with caplog.at_level(logging.WARNING):
+        assert runtime.enable_compilation_cache(tmp_path) is None
+    assert "not a folder of yours" in caplog.text
+    assert not jax.config.jax_compilation_cache_dir
