@@ -233,9 +233,12 @@ def _own(leaf: Any) -> Any:
 
     `device_put` is dispatched without waiting for the step that makes the array, and compiles nothing.
     """
-    if isinstance(leaf, jax.Array):
+    if not isinstance(leaf, jax.Array):
+        return np.array(leaf, copy=True)
+    if leaf.is_fully_addressable:
         return jax.device_put(leaf, may_alias=False)
-    return np.array(leaf, copy=True)
+    shards = [jax.device_put(shard.data, may_alias=False) for shard in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
 
 
 def _abstract(leaf: Any) -> Any:
@@ -253,7 +256,7 @@ def _place(found: Any, like: Any) -> Any:
     if found is None:
         return jnp.zeros(like.shape, like.dtype, device=like.sharding)
     # An uncommitted array (a fresh jnp.zeros) follows the others it meets; committed to a device it would refuse them.
-    return jnp.array(found, copy=True) if _is_uncommitted(like) else jax.device_put(found, may_alias=False)
+    return jnp.array(found, copy=True) if _is_uncommitted(like) else _own(found)
 
 
 def _is_uncommitted(leaf: Any) -> bool:
