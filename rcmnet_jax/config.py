@@ -16,14 +16,14 @@ from rcmnet_jax.errors import UserError
 
 T = TypeVar("T")
 
-MODEL_NAMES = tuple(
-    f"{body}{parts}" for body in ("resnet18", "resnet34", "resnet50") for parts in ("", "_cbam", "_mhsa", "_cbam_mhsa")
-) + ("rcmnet", "vit_s16")
+_BODIES = ("resnet18", "resnet34", "resnet50")
+_PARTS = ("", "_cbam", "_mhsa", "_cbam_mhsa")
+MODEL_NAMES = (*(body + parts for body in _BODIES for parts in _PARTS), "rcmnet", "vit_s16")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `rcmnet` is resnet18_cbam_mhsa; the abstract of arXiv 2205.04230 says no more, the rest is our choice."""
+    """The network. `rcmnet` is resnet18_cbam_mhsa; arXiv 2205.04230's abstract says no more, the rest is our choice."""
 
     name: str = "rcmnet"  # resnet{18,34,50}[_cbam][_mhsa], rcmnet, vit_s16
     width: int = 64  # channels of the stem and stage 1; 64 is the published ResNet, 8 is for tests
@@ -71,7 +71,7 @@ class AugmentConfig:
 class SourceConfig:
     """The public set that pretraining reads."""
 
-    data: str = "synthetic:pbc"  # folder, CSV, zip, npz, tfds:NAME, synthetic:NAME
+    data: str = "synthetic:pbc"  # folder, CSV, zip, npz, tfds:NAME, synthetic:NAME; none: transfer from init_from
     splits: str = ""  # CSV path,split[,group]; empty: the data's own, else drawn from the seed
     epochs: float = 8.0
     image_size: int = 0  # pixels; 0: as image_size at the top
@@ -162,6 +162,11 @@ class ExperimentConfig:
     def target_size(self) -> int:
         """Side of the target's images, pixels."""
         return self.target.image_size or self.image_size
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there is a pretraining stage; without one the target starts from source.init_from."""
+        return self.source.data not in ("", "none")
 
     @property
     def has_target(self) -> bool:

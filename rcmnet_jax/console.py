@@ -20,12 +20,13 @@ class Bar:
         self._start, self._begun, self._spoken = start, time.monotonic(), time.monotonic()
         self._task = live.add_task(escape(name), total=total, completed=start, detail="") if live else None
 
-    def update(self, done: int, detail: str = "") -> None:
-        """Shows that `done` of the total are behind us."""
+    def update(self, done: int, detail: str = "", total: int | None = None) -> None:
+        """Shows that `done` of the total are behind us; a total found out later may come along."""
+        self._total = self._total if total is None else total
         now = time.monotonic()
         rate = (done - self._start) * self._unit / max(now - self._begun, 1e-9)
         if self._live is not None:
-            self._live.update(self._task, completed=done, detail=f"{rate:6.1f} images/s  {detail}")
+            self._live.update(self._task, completed=done, total=self._total, detail=f"{rate:6.1f} images/s  {detail}")
         elif now - self._spoken > self._console.every_seconds:
             self._spoken = now
             left = (self._total - done) * self._unit / max(rate, 1e-9)

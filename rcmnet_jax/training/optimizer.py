@@ -1,4 +1,4 @@
-"""Optax update rules without their learning rate, which enters each step as a number so that stages share one program."""
+"""Optax update rules without a learning rate, which enters each step as a number: stages then share one program."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 class Records:
     """Appends rows to log.jsonl and scalars to tensorboard/; silent in all processes but the first.
 
-    A stage that was resumed has written some steps twice: of equal (stage, step, kind) the last row counts.
+    A resumed stage has written some steps twice: of rows with equal (stage, kind, step) the last counts.
     """
 
     def __init__(self, workdir: Path, *, active: bool = True):

@@ -1,0 +1,40 @@
+"""From the dataclasses of rcmnet_jax.config to the ConfigDict that `--config` files return."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rcmnet_jax.config import ExperimentConfig, suggestion, to_dict
+from rcmnet_jax.errors import UserError
+
+
+def config_dict(config: ExperimentConfig) -> ConfigDict:
+    """All settings, each of which `--config.KEY=VALUE` may replace. Lists are written with commas: `a,b`."""
+
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            k: flat(v) if isinstance(v, dict) else ",".join(v) if isinstance(v, tuple) else v for k, v in values.items()
+        }
+
+    return ConfigDict(flat(to_dict(config)))
+
+
+def choose(preset: str, presets: dict[str, ExperimentConfig], file: str) -> ConfigDict:
+    """The preset's ConfigDict.
+
+    Raises:
+      UserError: no such preset, with those there are.
+    """
+    if preset not in presets:
+        raise UserError(f"{file}:{preset}: no such preset{suggestion(preset, [name for name in presets if name])}")
+    return config_dict(presets[preset])
+
+
+def change(config: Any, **changes: Any) -> Any:
+    """A frozen config with some fields replaced; a dict replaces fields of a nested one."""
+    return dataclasses.replace(
+        config, **{k: change(getattr(config, k), **v) if isinstance(v, dict) else v for k, v in changes.items()}
+    )

@@ -1,0 +1,56 @@
+"""Weights to start from: a bundle of ours, or a state dict in torchvision's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rcmnet_jax.checkpoint.transfer import Report, transfer
+from rcmnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rcmnet_jax.models import Network
+
+Tree = dict[str, Any]
+
+
+def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, Tree, Report]:
+    """Puts the weights at `path` into a freshly initialised network; what they lack stays as initialised.
+
+    Args:
+      path: a bundle folder, or a .safetensors file with torchvision's names (conv1.weight, layer1.0.bn1.running_mean).
+      network: the model to fill.
+      start: its initial params and batch_stats.
+
+    Returns:
+      params, batch_stats, and the account of every leaf.
+
+    Raises:
+      UserError: nothing there, an unreadable file, or shapes that do not fit.
+    """
+    place = Path(path)
+    if place.is_dir():
+        from rcmnet_jax import bundle
+
+        found = bundle.load(place)
+        params, stats = found.params, found.batch_stats
+    elif place.suffix == ".safetensors" and place.is_file():
+        params, stats = _read_safetensors(place)
+    else:
+        raise UserError(
+            f"config.source.init_from={path}: neither a bundle folder nor a .safetensors file. Check the path."
+        )
+    return transfer(params, stats, *start, head=network.head, position=network.is_position, allow_missing=True)
+
+
+def _read_safetensors(path: Path) -> tuple[Tree, Tree]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from rcmnet_jax.checkpoint.torch import from_torch
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error}). Take a sound copy.") from error
+    return from_torch(state)

@@ -1,0 +1,50 @@
+"""What both commands share: how a failure becomes one sentence and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from rcmnet_jax.errors import Interrupted, RunError, UserError
+
+
+def guarded(main: Callable[[], None]) -> int:
+    """Runs `main` and returns the process's exit status; only a defect of ours escapes as an exception.
+
+    0 done, 2 the input or the machine is at fault, 3 the run's own guard, 75 stopped from outside with the last step
+    safe. The sentence goes to standard error.
+    """
+    try:
+        main()
+    except RunError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        return _report(Interrupted("Stopped by the keyboard; run the same command again to go on."))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output left: nothing to say
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f" while writing {error.filename}" if error.filename else ""
+            return _report(Interrupted(f"The disk is full{where}. Make room and run the same command again to go on."))
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return _report(UserError(f"{error.filename}: {error.strerror}. Check who may read and write there."))
+        raise
+    except MemoryError:
+        return _report(UserError("The machine's memory does not hold this run. Lower batch_size or image_size."))
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        return _report(
+            UserError(f"The device's memory does not hold this run ({first}). Lower batch_size or image_size.")
+        )
+    return 0
+
+
+def _report(error: RunError) -> int:
+    sys.stdout.flush()
+    print(f"{'stopped' if error.status == 75 else 'error'}: {error}", file=sys.stderr, flush=True)
+    return error.status

@@ -1,0 +1,101 @@
+"""The end of a run: tables joined, the final bundle calibrated, the report written, and the result shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax.evaluation import calibration
+from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
+from rcmnet_jax.files import verify_sums
+from rcmnet_jax.training.sharding import barrier, is_main_process
+from rcmnet_jax.workdir import read_json, write_json
+
+if TYPE_CHECKING:
+    from rcmnet_jax.intake import Data
+    from rcmnet_jax.stages import Run
+
+SHOWN = ("balanced_accuracy", "top1", "macro_f1", "auroc")
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the run has left its report, which is written last, and its bundle is undamaged."""
+    return (workdir / "report.html").exists() and not verify_sums(workdir / "bundle")
+
+
+def interval(metric: dict[str, Any]) -> str:
+    """'0.912 (0.880-0.941)', or why there is no value."""
+    if metric["value"] is None:
+        return f"undefined: {metric['reason']}"
+    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
+
+
+def say_leaf(here: Run, folder: Path, name: str) -> None:
+    """One line on a leaf that is done."""
+    metrics = read_json(folder / "metrics.json")
+    here.around.console.say(f"{name}: balanced accuracy {interval(metrics['balanced_accuracy'])}, n={metrics['n']}")
+
+
+def conclude(here: Run, data: Data) -> None:
+    """Makes the top of the workdir from the leaves: predictions.csv, metrics.json, bundle/, and report.html last."""
+    if is_main_process():
+        tables = arm_tables(here, data)
+        main = next(iter(tables.values()))
+        metrics = {arm: compute(table, seed=here.config.seed) for arm, table in tables.items()}
+        write_table(main, here.workdir / "predictions.csv")
+        for arm, values in metrics.items():
+            if arm != "pretrain":
+                write_json(here.workdir / arm / "metrics.json", values)
+        write_json(here.workdir / "metrics.json", next(iter(metrics.values())))
+        _final_bundle(here, data, main)
+        from rcmnet_jax.report import run_report
+
+        run_report.write(here, data, tables, metrics)
+        _show(here, data, metrics)
+    barrier("conclusion")
+
+
+def arm_tables(here: Run, data: Data) -> dict[str, Table]:
+    """The joined table of each arm, the main one first; without a target, pretrain's alone."""
+    if data.target is None:
+        return {"pretrain": read_table(here.workdir / "pretrain" / "predictions.csv")}
+    return {
+        arm: join(
+            [
+                read_table(here.workdir / arm / f"seed_{seed}" / f"fold_{number}" / "predictions.csv")
+                for seed, folds in enumerate(data.folds)
+                for number in range(len(folds))
+            ]
+        )
+        for arm in sorted(here.config.target.arms, key=lambda arm: arm != "transfer")
+    }
+
+
+def _final_bundle(here: Run, data: Data, table: Table) -> None:
+    made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
+    facts: dict[str, Any] = {}
+    if data.target is not None:
+        known = table.select(table.truth() >= 0)
+        log_p = np.log(np.maximum(known.probabilities, 1e-12))
+        facts = {
+            "temperature": float(calibration.fit_temperature(log_p, known.truth())),
+            "fitted_on": f"{len(known)} pooled out-of-fold predictions",
+        }
+    bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts))
+
+
+def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]]) -> None:
+    console = here.around.console
+    main = data.target or data.source
+    assert main is not None
+    kind = "SYNTHETIC DATA, " if main.synthetic else ""
+    rows = [[arm, *(interval(values[name]) for name in SHOWN), str(values["n"])] for arm, values in metrics.items()]
+    console.table(f"{kind}{main.spec}: 95% intervals", ["", *(name.replace("_", " ") for name in SHOWN), "n"], rows)
+    console.say(bundles.DISCLAIMER)
+    console.say(f"Bundle: {here.workdir / 'bundle'}")
+    console.say(f"Report: {here.workdir / 'report.html'}")

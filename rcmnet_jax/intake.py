@@ -1,0 +1,176 @@
+"""From the config's data to audited, split, prepared sets: all that happens before the first device step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.console import Console
+from rcmnet_jax.data import audit as auditing
+from rcmnet_jax.data import splits
+from rcmnet_jax.data.images import ImageRule
+from rcmnet_jax.data.prepare import PreparedSet, cache_folder, prepare
+from rcmnet_jax.data.splits import Fold
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.training.sharding import barrier, is_main_process
+from rcmnet_jax.training.stop import StopRequest
+from rcmnet_jax.workdir import read_json, write_json
+
+Rows = np.ndarray
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on. `folds[s][k]` is fold k of seed s."""
+
+    source: PreparedSet | None
+    holdout: dict[str, Rows]
+    target: PreparedSet | None
+    folds: tuple[tuple[Fold, ...], ...]
+    notes: tuple[str, ...]
+    audit: Any
+
+
+def image_rule(config: ExperimentConfig, size: int) -> ImageRule:
+    """The config's image rule at a size in pixels."""
+    return ImageRule(size, config.image.square, config.image.crop, config.image.resample)
+
+
+def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: StopRequest) -> Data:
+    """Prepares, splits and audits both sets, and writes data/splits.csv, data/audit.json and data/sets.json.
+
+    Raises:
+      UserError: data that cannot be used, a leak that `audit.allow` does not name, or data that changed since the run
+        began.
+    """
+    source = None
+    holdout: dict[str, Rows] = {}
+    notes: list[str] = []
+    if config.has_source:
+        source = _prepare("source", config, config.source_size, console, stop)
+        holdout = splits.holdout(
+            source.examples, source.classes, seed=config.seed, val_fraction=config.source.val_fraction
+        )
+        console.say(f"source: {', '.join(f'{len(rows)} {name}' for name, rows in holdout.items() if len(rows))} images")
+        notes += splits.contradictions(source.examples, source.classes)
+    target = None
+    folds: list[tuple[Fold, ...]] = []
+    if config.has_target:
+        target = _prepare("target", config, config.target_size, console, stop)
+        for seed in range(config.target.seeds):
+            drawn, said = splits.cross_validation(
+                target.examples,
+                target.classes,
+                folds=config.target.folds,
+                seed=config.seed + seed,
+                inner_fraction=config.target.inner_fraction,
+            )
+            folds.append(tuple(drawn))
+            if seed == 0:
+                console.say(f"target: {said}")
+                notes.append(said)
+        notes += splits.contradictions(target.examples, target.classes)
+    found = _audit(config, source, holdout, target, folds, console)
+    if is_main_process():
+        _write(workdir, config, source, holdout, target, folds, found)
+    barrier("intake")
+    return Data(source, holdout, target, tuple(folds), tuple(notes), found)
+
+
+def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, stop: StopRequest) -> PreparedSet:
+    stage = getattr(config, which)
+    with console.progress(f"prepare {which}", 0, unit=1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done, total=total)
+            stop.check()
+
+        cache = cache_folder(config.loader.cache)
+        prepared = prepare(stage.data, image_rule(config, size), cache=cache, splits=stage.splits, progress=progress)
+    what = "SYNTHETIC images" if prepared.synthetic else "images"
+    counts = np.bincount(prepared.examples.label[prepared.examples.label >= 0], minlength=len(prepared.classes))
+    shown = ", ".join(f"{name} {count}" for name, count in zip(prepared.classes, counts, strict=True))
+    console.say(f"{which}: {stage.data}: {len(prepared.examples.label)} {what} at {size} px: {shown}")
+    report_skipped(which, prepared, console)
+    return prepared
+
+
+def report_skipped(which: str, prepared: PreparedSet, console: Console, most: int = 5) -> None:
+    """Says which files were left out and why: the count of each reason, and the first few names."""
+    reasons: dict[str, list[str]] = {}
+    for item in prepared.skipped:
+        reasons.setdefault(item.reason, []).append(item.path)
+    for reason, paths in reasons.items():
+        more = f" and {len(paths) - most} more" if len(paths) > most else ""
+        console.warn(f"{which}: {len(paths)} left out, {reason}: {', '.join(paths[:most])}{more}")
+
+
+def _audit(
+    config: ExperimentConfig,
+    source: PreparedSet | None,
+    holdout: dict[str, Rows],
+    target: PreparedSet | None,
+    folds: list[tuple[Fold, ...]],
+    console: Console,
+) -> Any:
+    found = auditing.audit_run(source, holdout, target, folds[0] if folds else (), config.audit)
+    for finding in found.findings:
+        if finding.level == "warning":
+            console.warn(f"audit: {finding.message}")
+    blocking = auditing.blocking(found, config.audit.allow)
+    if blocking:
+        first = blocking[0]
+        more = f" (and {len(blocking) - 1} more findings)" if len(blocking) > 1 else ""
+        raise UserError(
+            f"The audit stopped the run: {first.message}{more} Mend the data, or pass "
+            f"--config.audit.allow={','.join(sorted({finding.name for finding in blocking}))} if it may stand."
+        )
+    return found
+
+
+def _write(
+    workdir: Path,
+    config: ExperimentConfig,
+    source: PreparedSet | None,
+    holdout: dict[str, Rows],
+    target: PreparedSet | None,
+    folds: list[tuple[Fold, ...]],
+    found: Any,
+) -> None:
+    folder = workdir / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {
+        which: {"spec": data.spec, "fingerprint": data.fingerprint, "images": len(data.examples.label)}
+        for which, data in (("source", source), ("target", target))
+        if data is not None
+    }
+    if (folder / "sets.json").exists():
+        old = read_json(folder / "sets.json")
+        for which, facts in sets.items():
+            if old.get(which, facts)["fingerprint"] != facts["fingerprint"]:
+                raise UserError(
+                    f"config.{which}.data={facts['spec']}: its content has changed since {workdir} began. "
+                    "Restore it, or give another --workdir."
+                )
+    splits.write_splits(
+        folder / "splits.csv",
+        source=(source.examples, source.classes, holdout) if source else None,
+        target=(target.examples, target.classes, dict(enumerate(folds))) if target else None,
+    )
+    write_json(folder / "audit.json", found.to_json())
+    write_json(folder / "sets.json", sets)
+
+
+def as_progress(console: Console, name: str) -> Callable[[int, int], None]:
+    """A `progress(done, total)` callback that says a line at the end."""
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            console.say(f"{name}: {total} images")
+
+    return progress
