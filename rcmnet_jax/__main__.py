@@ -1,0 +1,97 @@
+"""`python -m rcmnet_jax COMMAND`: what one does with data and bundles outside a training run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from rcmnet_jax import __version__
+from rcmnet_jax.cli import guarded
+from rcmnet_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"Command line: {message}. See `{self.prog} --help`.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of all commands."""
+    top = _Parser(prog="python -m rcmnet_jax", description="Blood-cell images with RCMNet. Research use only.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        return added
+
+    audit = command("audit", _audit, "Look for duplicates, leaks, broken images and shortcuts.")
+    audit.add_argument("data", nargs="+", metavar="DATA", help="folder, CSV, zip, npz, tfds:NAME or synthetic:NAME")
+    audit.add_argument("--output", type=Path, metavar="DIR", help="where audit.json and audit.html go")
+    audit.add_argument("--strict", action="store_true", help="exit with status 2 on a finding of level error")
+
+    predict = command("predict", _predict, "Apply a bundle to images and write a predictions table.")
+    predict.add_argument("bundle", type=Path, metavar="BUNDLE")
+    predict.add_argument("data", metavar="DATA", help="as for audit; also one image, or an unlabelled folder")
+    predict.add_argument("--output", type=Path, required=True, metavar="FILE.csv")
+    predict.add_argument(
+        "--adapt", action="store_true", help="re-estimate BatchNorm's statistics on these images first (no labels used)"
+    )
+
+    evaluate = command("evaluate", _evaluate, "Metrics with intervals, and a report, from predictions tables.")
+    evaluate.add_argument("tables", nargs="+", type=Path, metavar="TABLE.csv")
+    evaluate.add_argument("--output", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--images", metavar="DATA", help="the images themselves, for the report's examples")
+
+    models = command("models", _models, "List the models with parameters and GFLOPs.")
+    models.add_argument("--size", type=int, default=224, metavar="PIXELS")
+    models.add_argument("--classes", type=int, default=8, metavar="K")
+    return top
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.evaluation.apply import predict
+
+    predict(arguments.bundle, arguments.data, arguments.output, adapt=arguments.adapt)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.evaluation.apply import evaluate
+
+    evaluate(arguments.tables, arguments.output, arguments.images)
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.data.audit.command import audit
+
+    audit(arguments.data, arguments.output, strict=arguments.strict)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.console import Console
+    from rcmnet_jax.models import table
+
+    if arguments.size < 32 or arguments.classes < 2:
+        raise UserError("Command line: --size must be at least 32 pixels and --classes at least 2.")
+    rows = [
+        [str(row["name"]), f"{row['parameters']:,}", f"{row['gflops']:.2f}"]
+        for row in table(arguments.size, arguments.classes)
+    ]
+    title = f"At {arguments.size} px, {arguments.classes} classes; GFLOPs of one image forward (2 per multiply-add)"
+    Console().table(title, ["model", "parameters", "GFLOPs"], rows)
+
+
+def main() -> None:
+    """Parses the command line and runs the command."""
+    arguments = parser().parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,80 @@
+"""The commands `predict` and `evaluate`: from a bundle and images to a table, from tables to metrics and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax import intake, runtime
+from rcmnet_jax.bundle import Bundle
+from rcmnet_jax.console import Console
+from rcmnet_jax.data.prepare import PreparedSet, prepare
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.predict import reestimate
+from rcmnet_jax.evaluation.tables import Table, make_table, write_table
+from rcmnet_jax.training.sharding import Placement
+
+
+def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False) -> Table:
+    """Applies the bundle at `folder` to the images that `spec` names, and writes the table to `output`.
+
+    Args:
+      adapt: re-estimate BatchNorm's statistics on these images first, for another stain or camera; uses no labels.
+
+    Raises:
+      UserError: a bundle or images that cannot be used.
+    """
+    if output.is_dir():
+        raise UserError(f"--output={output}: is a folder. Name a CSV file.")
+    runtime.enable_compilation_cache()
+    bundle, console = bundles.load(folder), Console()
+    data = prepare(spec, bundle.rule, labelled=False)
+    intake.report_skipped("predict", data, console)
+    placement = Placement.everywhere()
+    if adapt:
+        bundle = _adapted(bundle, data, placement)
+    table = table_of(bundle, data, placement)
+    write_table(table, output)
+    console.say(f"{len(table)} predictions: {output}")
+    console.say(bundles.DISCLAIMER)
+    return table
+
+
+def _adapted(bundle: Bundle, data: PreparedSet, placement: Placement) -> Bundle:
+    if not bundle.batch_stats:
+        raise UserError("--adapt: this bundle's model has no BatchNorm statistics. Leave the flag out.")
+    stats = reestimate(bundle.network, bundle.params, bundle.batch_stats, data.images(), placement)
+    return dataclasses.replace(bundle, batch_stats=jax.device_get(stats))
+
+
+def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 4096) -> Table:
+    """Predictions of a bundle on all of a prepared set; labels that are no class of the bundle stay empty."""
+    examples = data.examples
+    parts = [
+        bundle.probabilities(data.images(np.arange(start, min(start + chunk, len(examples.path)))), placement)
+        for start in range(0, len(examples.path), chunk)
+    ]
+    names = [data.classes[k] if k >= 0 else "" for k in examples.label]
+    return make_table(
+        examples.path,
+        np.concatenate(parts),
+        bundle.classes,
+        label=[name if name in bundle.classes else "" for name in names],
+        group=examples.group,
+        sha256=examples.sha256,
+        split=[split if split in ("train", "val", "test") else "" for split in examples.split.tolist()],
+    )
+
+
+def evaluate(tables: Sequence[Path], output: Path, images: str | None) -> None:
+    """Writes metrics.json, figures and report.html of the first table, and with several comparison.json, to `output`."""
+    from rcmnet_jax.report import evaluate_tables
+
+    console = Console()
+    evaluate_tables(list(tables), output, images)
+    console.say(f"Report: {output / 'report.html'}")

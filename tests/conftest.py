@@ -1,0 +1,23 @@
+"""Shared by all tests: eight simulated devices, a cache of their own, and where real data may be found."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before JAX starts: tests of sharding need several devices, and nothing may depend on what a user has cached.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+_CACHE = tempfile.TemporaryDirectory(prefix="rcmnet-test-cache-")
+os.environ["RCMNET_CACHE"] = _CACHE.name
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images named by RCMNET_TEST_DATA; tests that ask for it are skipped without."""
+    folder = os.environ.get("RCMNET_TEST_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("RCMNET_TEST_DATA names no folder of real images")
+    return Path(folder)
