@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +14,9 @@ import numpy as np
 from rcmnet_jax.config import suggestion
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.table import COLUMNS, SPLITS, Floats, Ints, Table, Text, make_table, reorder
+from rcmnet_jax.files import write_atomic
 
-__all__ = ["COLUMNS", "Table", "join", "make_table", "read_table", "reorder", "to_csv", "write_table", "write_text"]
+__all__ = ["COLUMNS", "Table", "join", "make_table", "read_table", "reorder", "to_csv", "write_table"]
 
 SUM_TOLERANCE = 1e-3  # other people's tables hold four decimals
 ENCODING = "utf-8-sig"  # Excel starts a file with a byte-order mark
@@ -37,27 +35,7 @@ def to_csv(table: Table) -> str:
 
 def write_table(table: Table, path: Path) -> None:
     """Writes the table aside, then renames it: a reader sees the old file or the new one, never a part."""
-    write_text(path, to_csv(table))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text aside, then renames it over `path`, whose folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(aside).chmod(0o666 & ~umask)
-        Path(aside).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(aside).unlink()
-        raise
+    write_atomic(path, to_csv(table))
 
 
 def _written(values: Text | Ints | Floats) -> list[str]:
@@ -73,7 +51,7 @@ def read_table(path: Path) -> Table:
 
     Raises:
       UserError: no readable UTF-8 CSV, a column missing or twice, a field that is not what its column holds,
-        probabilities outside [0, 1] or not summing to one, a label that is no class, a path twice for one seed, no rows.
+        probabilities outside [0, 1] or not summing to one, an unknown label, a path twice for one seed, no rows.
     """
     path = Path(path)
     try:

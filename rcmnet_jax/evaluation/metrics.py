@@ -1,0 +1,230 @@
+"""All that is measured on a predictions table, each value with a 95% interval: the content of metrics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import influence, reliability
+from rcmnet_jax.evaluation.influence import Outcome, Statistic
+from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, interval, make_units, proportion, wilson
+from rcmnet_jax.evaluation.table import Table
+
+HEADLINES = {
+    "top1": "Top-1 accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "auroc": "Macro AUROC",
+    "nll": "NLL (nats)",
+    "brier": "Brier score",
+    "ece": "Calibration error",
+}
+
+
+def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Metrics of the table's labelled rows, with 95% intervals, ready for JSON and equal for equal input.
+
+    Rows of one image under several seeds are one observation: each metric is taken for each seed and averaged, sampling
+    is of images, or of groups where there are any, and the seeds' own spread stands apart in `per_seed`.
+
+    Args:
+      seed: of the draws behind the ECE's interval; all else is deterministic.
+      provenance: kept as it is under "provenance".
+
+    Raises:
+      UserError: no row has a label.
+    """
+    labelled = table.select(np.flatnonzero(table.truth() >= 0))
+    if not len(labelled):
+        raise UserError("the predictions table has no labels to evaluate against. Fill column 'label'.")
+    units = make_units(labelled)
+    outcomes = _outcomes(labelled, units)
+    groups = {g for g in labelled.group.tolist() if g}
+    truth, prediction = units.truth, np.concatenate([o.prediction for o in outcomes])
+    order = np.concatenate(units.seeds)
+    return {
+        "n": len(set(labelled.path.tolist())),
+        "groups": len(groups),
+        "classes": list(table.classes),
+        "rows": len(labelled),
+        "unlabelled": len(table) - len(labelled),
+        **_headlines(units, outcomes, seed),
+        "macro_auprc": _macro(units, outcomes, influence.macro_auprc),
+        "mcc": _macro(units, outcomes, influence.mcc, "signed", by_class=False),
+        "calibration": _calibration(outcomes),
+        "per_class": {name: _per_class(units, outcomes, k) for k, name in enumerate(table.classes)},
+        "confusion": influence.confusion(truth[order], prediction, len(table.classes)).tolist(),
+        "per_seed": _per_seed(labelled, units, outcomes),
+        "per_fold": _per_part(labelled, "fold") if (labelled.fold >= 0).any() else [],
+        "per_group": _per_part(labelled, "group") if groups else [],
+        "selective": _selective(labelled),
+        "warnings": _warnings(labelled, units, groups),
+        "provenance": dict(provenance or {}),
+    }
+
+
+def to_json(metrics: Mapping[str, Any]) -> str:
+    """The file's text: equal metrics give equal bytes; no NaN or infinity can get in."""
+    return json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def summary_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, 95% interval) of each headline metric, as text for a terminal; shares in per cent."""
+    rows = []
+    for key, name in HEADLINES.items():
+        entry = metrics[key]
+        if entry["value"] is None:
+            rows.append((name, "-", entry["reason"]))
+        else:
+            scale, unit = (1, "") if key in ("nll", "brier", "auroc") else (100, "%")
+            digits = 2 if unit else 4
+            value, low, high = (f"{entry[part] * scale:.{digits}f}" for part in ("value", "low", "high"))
+            rows.append((name, value + unit, f"{low} to {high}"))
+    return rows
+
+
+def _outcomes(table: Table, units: Units) -> list[Outcome]:
+    index = {name: k for k, name in enumerate(table.classes)}
+    prediction = np.array([index[name] for name in table.prediction.tolist()], np.int64)
+    rows = Outcome(units.truth, prediction, table.probabilities)
+    return [rows.select(seed) for seed in units.seeds]
+
+
+def _headlines(units: Units, outcomes: list[Outcome], seed: int) -> dict[str, Any]:
+    brier = _macro(units, outcomes, influence.brier, "positive", by_class=False)
+    if brier["high"] is not None:
+        brier["high"] = max(min(brier["high"], 2.0), brier["value"])
+    return {
+        "top1": proportion(units, [influence.top1(o) for o in outcomes], len(outcomes[0].truth)),
+        "balanced_accuracy": _macro(units, outcomes, influence.balanced_accuracy),
+        "macro_f1": _macro(units, outcomes, influence.macro_f1),
+        "auroc": _macro(units, outcomes, influence.macro_auroc),
+        "nll": _macro(units, outcomes, influence.nll, "positive", by_class=False),
+        "brier": brier,
+        "ece": reliability.expected_calibration_error(units, outcomes, seed=seed),
+    }
+
+
+def _macro(
+    units: Units,
+    outcomes: list[Outcome],
+    metric: Callable[[Outcome], Statistic],
+    scale: str = "unit",
+    *,
+    by_class: bool = True,
+) -> dict[str, Any]:
+    return interval(units, [metric(rows) for rows in outcomes], scale=scale, by_class=by_class)
+
+
+def _per_class(units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
+    rates = [influence.rates(rows, k) for rows in outcomes]
+    first = outcomes[0]
+    real, said = int((first.truth == k).sum()), int((first.prediction == k).sum())
+    below = {"sensitivity": real, "specificity": len(first.truth) - real, "ppv": said, "npv": len(first.truth) - said}
+    return {
+        "support": real,
+        **{name: proportion(units, [rate[name] for rate in rates], n, True) for name, n in below.items()},
+        "f1": interval(units, [rate["f1"] for rate in rates]),
+        "auroc": interval(units, [influence.auroc_of(rows, k) for rows in outcomes]),
+        "auprc": interval(units, [influence.auprc_of(rows, k) for rows in outcomes]),
+    }
+
+
+def _calibration(outcomes: list[Outcome]) -> dict[str, Any]:
+    stated = np.concatenate([rows.probabilities.max(1) for rows in outcomes])
+    right = np.concatenate([(rows.truth == rows.prediction).astype(np.float64) for rows in outcomes])
+    return {
+        "equal_width_ece": reliability.equal_width_ece(stated, right),
+        "classwise_ece": float(np.mean([reliability.classwise_ece(rows) for rows in outcomes])),
+        "mean_confidence": float(stated.mean()),
+        "aurc": reliability.risk_coverage(stated, right)[2],
+        **{f"top_label_{name}": value for name, value in reliability.brier_parts(stated, right).items()},
+        "bins": reliability.reliability(stated, right),
+    }
+
+
+def _per_seed(table: Table, units: Units, outcomes: list[Outcome]) -> dict[str, Any]:
+    """Spread over seeds, which is of training and not of sampling."""
+    metrics = {"top1": influence.top1, "balanced_accuracy": influence.balanced_accuracy, "macro_f1": influence.macro_f1}
+    spread: dict[str, Any] = {"seeds": [int(table.seed[rows[0]]) for rows in units.seeds]}
+    for name, metric in metrics.items():
+        values = [v for rows in outcomes if (v := metric(rows).value) is not None]
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        spread[name] = {"mean": float(np.mean(values)), "sd": deviation, "values": values}
+    return spread
+
+
+def _per_part(table: Table, column: str) -> list[dict[str, Any]]:
+    """Top-1 and balanced accuracy of each group, or of each fold of each seed."""
+    truth = table.truth()
+    right = (table.label == table.prediction).astype(np.float64)
+    values = getattr(table, column)
+    places: dict[tuple[int, Any], list[int]] = {}
+    for row, (value, seed) in enumerate(zip(values.tolist(), table.seed.tolist(), strict=True)):
+        if value not in ("", -1):
+            places.setdefault((-1 if column == "group" else seed, value), []).append(row)
+    parts = []
+    for key in sorted(places):
+        rows = np.array(places[key])
+        present = np.unique(truth[rows])
+        images = len(set(table.path[rows].tolist()))
+        low, high = wilson(float(right[rows].mean()), images)
+        name = {"group": key[1]} if column == "group" else {"seed": key[0], "fold": key[1]}
+        parts.append(
+            {
+                **name,
+                "n": images,
+                "top1": {"value": float(right[rows].mean()), "low": low, "high": high},
+                "balanced_accuracy": float(np.mean([right[rows][truth[rows] == k].mean() for k in present])),
+                "classes_present": len(present),
+            }
+        )
+    return parts
+
+
+def _selective(table: Table) -> dict[str, Any]:
+    """What abstention and the out-of-distribution flag do, where the bundle set them."""
+    known = table.abstain >= 0
+    if not known.any():
+        return {"coverage": None, "reason": "the table does not say where the model abstains"}
+    answered, flagged = known & (table.abstain == 0), table.ood[table.ood >= 0]
+    right = table.label == table.prediction
+    return {
+        "coverage": float(answered.sum() / known.sum()),
+        "top1_of_answered": float(right[answered].mean()) if answered.any() else None,
+        "top1_of_abstained": float(right[known & ~answered].mean()) if (known & ~answered).any() else None,
+        "out_of_distribution": float((flagged == 1).mean()) if len(flagged) else None,
+    }
+
+
+def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
+    said = []
+    absent = [name for name in table.classes if not (table.label == name).any()]
+    if absent:
+        said.append(f"No image of {', '.join(absent)}: averages over classes leave them out.")
+    if 1 < len(groups) < FEW_GROUPS:
+        said.append(
+            f"Only {len(groups)} groups: the t intervals over groups are wide and rough. Read the values per group."
+        )
+    if len(groups) == 1:
+        said.append("All images come from one group: the intervals say nothing about other groups.")
+    if not groups:
+        said.append("No groups are given: if images share patients or smears, the intervals are too narrow.")
+    elif (table.group == "").any():
+        alone = int((table.group == "").sum())
+        said.append(f"{alone} rows have no group; each of their images counts as a group of its own.")
+    if units.grouped:
+        held = units.per_class()
+        single = [name for k, name in enumerate(table.classes) if held[k] == 1]
+        if single:
+            said.append(f"All images of {', '.join(single)} come from one group: class and group cannot be told apart.")
+    if (table.split == "train").any():
+        said.append(f"{int((table.split == 'train').sum())} rows were trained on: the values are too good.")
+    worst = min(_per_part(table, "group"), key=lambda part: float(part["top1"]["high"]), default=None)
+    if worst and len(groups) > 1 and worst["top1"]["high"] < (table.label == table.prediction).mean():
+        said.append(f"Worst group: {worst['group']}, top-1 {worst['top1']['value']:.1%} of {worst['n']} images.")
+    return said

@@ -1,0 +1,200 @@
+"""Metrics agree with scikit-learn, and their intervals hold what they promise."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import influence
+from rcmnet_jax.evaluation.influence import Outcome
+from rcmnet_jax.evaluation.intervals import interval, make_units, wilson
+from rcmnet_jax.evaluation.metrics import HEADLINES, compute, summary_rows, to_json
+from rcmnet_jax.evaluation.tables import join, make_table
+
+
+def fake(n=120, k=3, *, signal=2.0, groups=0, seed=0, run=0, absent=()):
+    """A table of n images whose logits are normal and raised by `signal` at the true class."""
+    rng = np.random.default_rng(seed)
+    allowed = [i for i in range(k) if i not in absent]
+    truth = rng.choice(allowed, n)
+    logits = np.random.default_rng(seed + 1000 * (run + 1)).normal(size=(n, k))
+    logits[np.arange(n), truth] += signal
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    group = [f"g{i % groups}" for i in range(n)] if groups else None
+    classes = [f"c{i}" for i in range(k)]
+    label = [classes[i] for i in truth]
+    return make_table(
+        [f"{i}.png" for i in range(n)], p, classes, label=label, group=group, seed=run, fold=np.arange(n) % 4
+    )
+
+
+def outcome(table):
+    return Outcome(table.truth(), table.probabilities.argmax(1), table.probabilities)
+
+
+@pytest.mark.parametrize(("k", "signal"), [(2, 1.0), (5, 2.0)])
+def test_values_agree_with_scikit_learn(k, signal):
+    table = fake(200, k, signal=signal)
+    y, p = table.truth(), table.probabilities
+    said, one_hot = p.argmax(1), np.eye(k)[y]
+    found = compute(table)
+    expected = {
+        "top1": sk.accuracy_score(y, said),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, said),
+        "macro_f1": sk.f1_score(y, said, average="macro"),
+        "auroc": sk.roc_auc_score(one_hot, p, average="macro"),
+        "nll": sk.log_loss(y, p),
+        "brier": sk.brier_score_loss(y, p, scale_by_half=False),
+        "macro_auprc": sk.average_precision_score(one_hot, p, average="macro"),
+        "mcc": sk.matthews_corrcoef(y, said),
+    }
+    for name, value in expected.items():
+        assert found[name]["value"] == pytest.approx(value, abs=1e-12), name
+    precision, recall, f1, support = sk.precision_recall_fscore_support(y, said)
+    for i in range(k):
+        entry = found["per_class"][f"c{i}"]
+        assert entry["ppv"]["value"] == pytest.approx(precision[i])
+        assert entry["sensitivity"]["value"] == pytest.approx(recall[i])
+        assert entry["f1"]["value"] == pytest.approx(f1[i])
+        assert entry["support"] == support[i]
+        assert entry["auroc"]["value"] == pytest.approx(sk.roc_auc_score(one_hot[:, i], p[:, i]))
+    np.testing.assert_array_equal(found["confusion"], sk.confusion_matrix(y, said))
+
+
+def test_tied_scores_count_as_scikit_learn_counts_them():
+    table = fake(150, 3)
+    p = np.round(table.probabilities, 1)
+    rows = Outcome(table.truth(), p.argmax(1), p)
+    for k in range(3):
+        assert influence.auroc_of(rows, k).value == pytest.approx(sk.roc_auc_score(rows.truth == k, p[:, k]))
+        assert influence.auprc_of(rows, k).value == pytest.approx(sk.average_precision_score(rows.truth == k, p[:, k]))
+
+
+METRICS = ["top1", "nll", "brier", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_auprc", "mcc"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_an_influence_is_the_change_when_a_row_is_doubled(name):
+    rows, metric = outcome(fake(400, 3, signal=1.0)), getattr(influence, name)
+    whole = metric(rows)
+    assert whole.influence.sum() == pytest.approx(0, abs=1e-10)
+    for i in range(0, 400, 57):
+        more = metric(rows.select(np.append(np.arange(400), i)))
+        assert more.value - whole.value == pytest.approx(whole.influence[i], abs=6e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 30),
+    k=st.integers(2, 4),
+    groups=st.sampled_from([0, 1, 2, 3, 12]),
+    signal=st.sampled_from([0.0, 2.0, 50.0, 500.0, -50.0]),
+    seed=st.integers(0, 50),
+)
+def test_every_interval_holds_its_value_or_gives_a_reason(n, k, groups, signal, seed):
+    found = compute(fake(n, k, groups=groups, signal=signal, seed=seed))
+    entries = [found[name] for name in [*HEADLINES, "mcc", "macro_auprc"]]
+    entries += [e for c in found["per_class"].values() for e in c.values() if isinstance(e, dict)]
+    for entry in entries:
+        if entry["value"] is None:
+            assert (entry["low"], entry["high"]) == (None, None)
+            assert entry["reason"]
+        else:
+            assert entry["low"] <= entry["value"] <= entry["high"]
+            assert entry["method"]
+    json.loads(to_json(found))
+
+
+def test_the_accuracy_of_single_images_has_wilsons_interval():
+    assert wilson(0.9963, 3418) == pytest.approx((0.99363, 0.99785), abs=1e-4)
+    found = compute(fake(100, signal=50))["top1"]
+    assert (found["value"], found["high"]) == (1.0, 1.0)
+    assert found["low"] == pytest.approx(wilson(1.0, 100)[0])
+
+
+def test_equal_input_gives_equal_bytes():
+    assert to_json(compute(fake(groups=12), seed=3)) == to_json(compute(fake(groups=12), seed=3))
+
+
+def test_repeated_seeds_do_not_narrow_an_interval_and_their_spread_stands_apart():
+    one = fake(200, signal=1)
+    same = [one, *(make_table(one.path, one.probabilities, one.classes, label=one.label, seed=s) for s in (1, 2, 3))]
+    single = interval(make_units(one), [influence.top1(outcome(one))], by_class=False)
+    many = compute(join(same))
+    assert many["n"] == 200
+    assert many["rows"] == 800
+    assert many["top1"]["high"] - many["top1"]["low"] == pytest.approx(single["high"] - single["low"])
+    assert many["per_seed"]["top1"]["sd"] == pytest.approx(0, abs=1e-12)
+    spread = compute(join([fake(200, signal=1, run=s) for s in range(4)]))["per_seed"]["top1"]
+    assert spread["sd"] == pytest.approx(np.std(spread["values"], ddof=1))
+    assert len(spread["values"]) == 4
+
+
+def test_groups_widen_an_interval_when_their_images_fail_together():
+    p = np.repeat([[0.9, 0.1], [0.2, 0.8]], [160, 40], axis=0)
+    paths, labels, groups = [str(i) for i in range(200)], ["x"] * 200, [f"g{i // 10}" for i in range(200)]
+    alone, grouped = (compute(make_table(paths, p, ("x", "y"), label=labels, group=g))["top1"] for g in (None, groups))
+    assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
+
+
+def test_few_groups_warn_and_show_each_group():
+    found = compute(fake(groups=4))
+    assert found["groups"] == len(found["per_group"]) == 4
+    assert any("Only 4 groups" in line for line in found["warnings"])
+    assert "4 groups" in found["top1"]["method"]
+    assert len(found["per_fold"]) == 4
+
+
+def test_a_class_without_images_is_left_out_and_said():
+    found = compute(fake(absent=(2,)))
+    assert found["per_class"]["c2"]["sensitivity"]["value"] is None
+    assert any("No image of c2" in line for line in found["warnings"])
+    alone = compute(fake(absent=(1, 2)))
+    assert alone["auroc"]["value"] is None
+    assert alone["auroc"]["reason"]
+    assert ("Macro AUROC", "-", alone["auroc"]["reason"]) in summary_rows(alone)
+
+
+def test_unlabelled_rows_do_not_count_and_none_labelled_is_refused():
+    table = fake(40)
+    blank = make_table(["x"], np.array([[0.2, 0.3, 0.5]]), table.classes, seed=0)
+    found = compute(join([table, blank]))
+    assert (found["n"], found["unlabelled"]) == (40, 1)
+    with pytest.raises(UserError, match="no labels"):
+        compute(blank)
+
+
+def test_the_calibration_error_of_a_calibrated_model_has_zero_in_its_interval():
+    hold, zero = 0, 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p = rng.dirichlet([1, 1, 1], 300)
+        truth = (p.cumsum(1) < rng.random((300, 1))).sum(1)
+        table = make_table([str(i) for i in range(300)], p, ("a", "b", "c"), label=[("a", "b", "c")[i] for i in truth])
+        entry = compute(table)["ece"]
+        hold += entry["low"] <= entry["value"] <= entry["high"]
+        zero += entry["low"] == 0
+        assert entry["corrected"] <= entry["value"]
+    assert hold == 40
+    assert zero >= 36
+
+
+def test_no_warning_is_raised_on_an_ordinary_table():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compute(fake(60, groups=12))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [0, 100])
+def test_intervals_cover_the_truth_at_their_level(groups):
+    from benchmarks.interval_coverage import Setting, coverage
+
+    found = coverage(Setting(images=500, classes=3, signal=2.0, groups=groups, spread=0.7), tables=300, seed=1)
+    for name, share in found.items():
+        assert 0.915 <= share <= 0.98, name
