@@ -103,7 +103,7 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How an image of any size and type becomes image_size x image_size x 3 uint8; the same in training and prediction."""
+    """How any image becomes image_size x image_size x 3 uint8; the same in training and prediction."""
 
     square: str = "pad"  # pad (edge colour's median) | crop | stretch
     crop: float = 1.0  # central fraction of the side kept before resizing
@@ -182,7 +182,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def from_dict(values: Mapping[str, Any], kind: type[T] = ExperimentConfig, where: str = "config") -> T:  # type: ignore[assignment]
+def from_dict(
+    values: Mapping[str, Any],
+    kind: type[T] = ExperimentConfig,
+    where: str = "config",  # type: ignore[assignment]
+) -> T:
     """Builds the dataclass `kind` from nested values.
 
     Raises:
@@ -292,3 +296,5 @@ def check(config: ExperimentConfig) -> None:
         if arm not in arms:
             raise UserError(f"config.target.arms: '{arm}' is no arm{suggestion(arm, arms)}.")
     need("transfer" in config.target.arms or not config.has_target, "target.arms", "must contain transfer")
+    need(config.has_source or config.has_target, "target.data", "with source.data=none there must be a target")
+    need(config.has_source or bool(config.source.init_from), "source.init_from", "source.data=none needs weights here")

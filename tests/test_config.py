@@ -1,0 +1,79 @@
+"""The config: types, typos, limits, and the files that make one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from rcmnet_jax.config import ExperimentConfig, check, config_hash, from_dict, to_dict
+from rcmnet_jax.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden"
+PRESETS = [("cart", ""), ("cart", "smoke"), ("cart", "paper"), ("pbc", ""), ("pbc", "smoke")]
+
+
+def test_a_config_survives_the_way_through_json():
+    config = from_dict({"batch_size": 48, "target": {"arms": "transfer,probe", "folds": 3}})
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config.target.arms == ("transfer", "probe")
+    assert config.target.folds == "3"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"sorce": {}}, "config.sorce: no such setting; did you mean 'source'"),
+        ({"source": {"epoch": 3}}, "config.source.epoch: no such setting; did you mean 'epochs'"),
+        ({"batch_size": "many"}, "config.batch_size: expected int, got 'many'"),
+        ({"batch_size": True}, "config.batch_size: expected int"),
+        ({"source": 3}, "config.source: expected a group"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"name": "rcmnt"}},
+        {"image_size": 16},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"target": {"folds": "1"}},
+        {"target": {"folds": "some"}},
+        {"target": {"arms": "scratch"}},
+        {"target": {"arms": "transfer,magic"}},
+        {"source": {"epochs": 0.0}},
+        {"source": {"data": "none"}},
+        {"source": {"data": "none"}, "target": {"data": "none"}},
+        {"target": {"optimizer": {"learning_rate": -1.0}}},
+        {"image": {"crop": 0.0}},
+        {"model": {"cbam_kernel": 4}},
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_its_field(values):
+    with pytest.raises(UserError, match=r"^config\."):
+        check(from_dict(values))
+
+
+def test_the_hash_follows_every_setting():
+    base = ExperimentConfig()
+    other = dataclasses.replace(base, model=dataclasses.replace(base.model, heads=2))
+    assert config_hash(base) != config_hash(other)
+    assert config_hash(base) == config_hash(from_dict(to_dict(base)))
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_the_resolved_configs_are_as_reviewed(name, preset):
+    """After a deliberate change: python -m tests.golden.update."""
+    made = importlib.import_module(f"configs.{name}").get_config(preset).to_dict()
+    config = from_dict(made)
+    check(config)
+    golden = json.loads((GOLDEN / f"{name}{'-' if preset else ''}{preset}.json").read_text())
+    assert json.loads(json.dumps(to_dict(config))) == golden

@@ -1,0 +1,93 @@
+"""The loaders: one stream, whatever reads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rcmnet_jax.data.loader import Order, ResidentLoader, StreamLoader, positions_of
+from rcmnet_jax.training.sharding import Placement
+
+
+class Share:
+    """One of several processes, without the processes."""
+
+    def __init__(self, process=0, processes=1):
+        self.process, self.processes = process, processes
+
+    def share(self, batch_size):
+        local = batch_size // self.processes
+        return slice(self.process * local, (self.process + 1) * local)
+
+    def put_batch(self, local):
+        return local
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+
+
+LABELS = np.arange(30) % 3
+ROWS = np.arange(2, 25)
+
+
+def stream(images, workers, placing=None):
+    return StreamLoader(images, LABELS, ROWS, batch_size=8, seed=5, placing=placing or Share(), workers=workers)
+
+
+def equal(a, b):
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True))
+
+
+@given(n=st.integers(1, 60), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 2**20))
+@settings(max_examples=40, deadline=None)
+def test_each_epoch_holds_every_row_once(n, seed, epoch):
+    rows = np.arange(n) * 3 + 1
+    found = Order(rows, seed)(np.arange(epoch * n, epoch * n + n))
+    assert sorted(found) == sorted(rows)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    rows = np.arange(50)
+    order = Order(rows, 1)
+    first, second = order(np.arange(50)), order(np.arange(50, 100))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, Order(rows, 2)(np.arange(50)))
+
+
+def test_batches_are_the_same_for_any_worker_count(images):
+    one, many = stream(images, 1), stream(images, 7)
+    assert all(equal(one.batch(step), many.batch(step)) for step in range(9))
+
+
+def test_both_loaders_give_the_same_batches(images):
+    import jax.numpy as jnp
+
+    resident = ResidentLoader(
+        jnp.asarray(images), LABELS, ROWS, batch_size=8, seed=5, placing=Placement.everywhere()
+    )
+    streamed = stream(images, 2)
+    assert all(equal(resident.batch(step), streamed.batch(step)) for step in range(6))
+
+
+def test_a_stream_started_in_the_middle_goes_on_the_same(images):
+    straight, jumped = stream(images, 3), stream(images, 3)
+    for step in range(5):
+        straight.batch(step)
+    assert equal(straight.batch(5), jumped.batch(5))
+    assert equal(straight.batch(6), jumped.batch(6))
+
+
+def test_processes_share_a_batch_between_them(images):
+    whole = stream(images, 2).batch(3)
+    parts = [stream(images, 2, Share(process, 4)).batch(3) for process in range(4)]
+    for column, name in enumerate(whole._fields):
+        joined = np.concatenate([np.asarray(part[column]) for part in parts])
+        np.testing.assert_array_equal(joined, np.asarray(whole[column]), err_msg=name)
+
+
+def test_positions_run_on_from_step_to_step():
+    assert positions_of(3, 8, slice(4, 8)).tolist() == [28, 29, 30, 31]

@@ -1,0 +1,77 @@
+"""Update rules against PyTorch, and schedules against their formulas."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rcmnet_jax.config import OptimizerConfig
+from rcmnet_jax.training import optimizer as optimizers
+
+
+def descend(config, steps=20, rate=0.05):
+    rng = np.random.default_rng(0)
+    params = {"fc": {"kernel": jnp.asarray(rng.normal(size=(3, 2))), "bias": jnp.zeros(2)}}
+    rule = optimizers.make(config, lambda path: path[-1] == "kernel")
+    state = rule.init(params)
+    gradients = [rng.normal(size=(3, 2)) for _ in range(steps)]
+    first = np.asarray(params["fc"]["kernel"])
+    for gradient in gradients:
+        tree = {"fc": {"kernel": jnp.asarray(gradient, jnp.float32), "bias": jnp.ones(2)}}
+        directions, state = rule.update(tree, state, params)
+        params = optax.apply_updates(params, {"fc": {k: -rate * v for k, v in directions["fc"].items()}})
+    return first, gradients, params
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_updates_equal_pytorch(name):
+    torch = pytest.importorskip("torch")
+    config = OptimizerConfig(name=name, weight_decay=0.1, clip_norm=0)
+    first, gradients, params = descend(config)
+    weight = torch.nn.Parameter(torch.tensor(first, dtype=torch.float32))
+    bias = torch.nn.Parameter(torch.zeros(2))
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    rule = (
+        torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+        if name == "sgd"
+        else torch.optim.AdamW(groups, lr=0.05)
+    )
+    for gradient in gradients:
+        weight.grad, bias.grad = torch.tensor(gradient, dtype=torch.float32), torch.ones(2)
+        rule.step()
+    np.testing.assert_allclose(params["fc"]["kernel"], weight.detach().numpy(), rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(params["fc"]["bias"], bias.detach().numpy(), rtol=2e-5, atol=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+    rule = optimizers.make(OptimizerConfig(clip_norm=1.0, momentum=0.0, weight_decay=0.0), lambda path: True)
+    params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
+    big = {"a": jnp.full(4, 30.0), "b": jnp.full(4, -40.0)}
+    directions, _ = rule.update(big, rule.init(params), params)
+    assert float(optax.global_norm(directions)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():
+    config = OptimizerConfig(learning_rate=0.4, warmup_epochs=2.0)
+    rates = optimizers.learning_rates(config, epochs=20, steps=200, batch_size=64)
+    peak = 0.4 * 64 / 256
+    assert rates.shape == (200,)
+    assert rates[0] == pytest.approx(peak / 20)
+    assert rates[20] == pytest.approx(peak)
+    assert rates[110] == pytest.approx(peak * (1 + np.cos(np.pi * 90 / 180)) / 2, rel=1e-4)
+    assert 0 < rates[-1] < 0.001 * peak
+
+
+def test_the_shortest_stage_still_learns():
+    rates = optimizers.learning_rates(OptimizerConfig(), epochs=0.1, steps=1, batch_size=8)
+    assert rates.shape == (1,)
+    assert rates[0] > 0
+
+
+def test_balanced_weights_make_classes_count_alike():
+    labels = np.array([0] * 6 + [1] * 2)
+    weights = optimizers.class_weights(OptimizerConfig(class_weights="balanced"), labels, 2)
+    np.testing.assert_allclose(weights, [8 / 12, 8 / 4])
+    np.testing.assert_array_equal(optimizers.class_weights(OptimizerConfig(), labels, 2), [1, 1])
