@@ -1,0 +1,169 @@
+"""Probabilities that mean what they say, and when not to answer: the content of a bundle's calibration.json.
+
+Everything is fitted on rows that the network was not trained on: out-of-fold rows, or an inner split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.table import Floats, Ints
+
+COLDEST, HOTTEST = 0.05, 20.0
+ALPHA = 0.1  # share of each class's images whose true class may be missing from the prediction set
+KEPT = 0.99  # share of known images that pass as known
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Probabilities (N, K) float64; `abstain` and `ood` (N,) int64: 1, 0, or -1 where the bundle has no threshold."""
+
+    probabilities: Floats
+    abstain: Ints
+    ood: Ints
+
+
+def fit_temperature(log_probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """The T that minimises the NLL of softmax(z / T) (Guo et al. 2017), for z logits or log p (N, K), labels (N,).
+
+    A wide prior, log T normal with deviation 1, counted once and not by the row, keeps T from running off where all rows
+    are right: there the NLL alone would like certainty. Rows with a negative label are left out; 1.0 where none is left.
+    """
+    z, y = np.asarray(log_probabilities, np.float64), np.asarray(labels)
+    z, y = z[y >= 0], y[y >= 0]
+    if not len(y):
+        return 1.0
+    if not np.isfinite(z).all():
+        raise ValueError("log probabilities must be finite: clip the probabilities before the logarithm")
+
+    def loss(log_t: float) -> float:
+        scaled = z / math.exp(log_t)
+        nll = special.logsumexp(scaled, axis=1) - scaled[np.arange(len(y)), y]
+        return float(nll.sum()) + log_t**2 / 2
+
+    bounds = (math.log(COLDEST), math.log(HOTTEST))
+    found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def apply_temperature(log_probabilities: NDArray[np.floating], temperature: float) -> Floats:
+    """softmax(z / T), (N, K) float64, of logits or log p."""
+    scaled: Floats = special.softmax(np.asarray(log_probabilities, np.float64) / temperature, axis=1)
+    return scaled
+
+
+def fit_conformal(
+    probabilities: Floats, labels: NDArray[np.integer], classes: Sequence[str], alpha: float = ALPHA
+) -> dict[str, Any]:
+    """Class-conditional (Mondrian) conformal thresholds (Vovk 2005; score 1 - p of the true class).
+
+    Class k belongs to the prediction set where 1 - p_k <= thresholds[k]; over new images like these, the true class is in
+    the set for at least 1 - alpha of the images of every class. That needs ceil((n + 1)(1 - alpha)) <= n images; a class
+    with fewer takes the pooled threshold and is named in `rare`: for it nothing is promised.
+
+    Returns:
+      {"alpha", "thresholds": {class: float}, "counts": {class: int}, "rare": [class]}
+    """
+    y = np.asarray(labels)
+    known = y >= 0
+    scores = 1 - probabilities[known, y[known]]
+    pooled = conformal_quantile(scores, alpha)
+    pooled = 1.0 if pooled is None else pooled
+    thresholds, counts, rare = {}, {}, []
+    for k, name in enumerate(classes):
+        own = scores[y[known] == k]
+        level = conformal_quantile(own, alpha)
+        if level is None:
+            rare.append(name)
+            level = max([pooled, *own.tolist()])
+        thresholds[name], counts[name] = level, len(own)
+    return {"alpha": alpha, "thresholds": thresholds, "counts": counts, "rare": rare}
+
+
+def conformal_quantile(scores: Floats, alpha: float) -> float | None:
+    """The ceil((n + 1)(1 - alpha))-th smallest score, None where that is beyond the n there are."""
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
+
+
+def prediction_sets(
+    probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]
+) -> NDArray[np.bool_]:
+    """(N, K): whether each class is in the row's prediction set."""
+    sets: NDArray[np.bool_] = 1 - probabilities <= np.array([thresholds[name] for name in classes]) + 1e-12
+    return sets
+
+
+def abstain(probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]) -> NDArray[np.bool_]:
+    """(N,): whether the prediction set is anything but the one predicted class: none fits, or more than one does."""
+    sets = prediction_sets(probabilities, thresholds, classes)
+    told = sets[np.arange(len(sets)), probabilities.argmax(1)]
+    return (sets.sum(1) != 1) | ~told
+
+
+def energy(logits: NDArray[np.floating]) -> Floats:
+    """(N,) energy -logsumexp(logits) (Liu et al. 2020): higher for images unlike those trained on. Takes logits, not log p."""
+    value: Floats = -special.logsumexp(np.asarray(logits, np.float64), axis=1)
+    return value
+
+
+def fit_energy(logits: NDArray[np.floating], kept: float = KEPT) -> dict[str, Any]:
+    """{"score", "threshold", "kept"}: the energy below which the share `kept` of known images lies."""
+    level = conformal_quantile(energy(logits), 1 - kept)
+    value = float(energy(logits).max()) if level is None else level
+    return {"score": "energy", "threshold": value, "kept": kept}
+
+
+def calibrate(
+    log_probabilities: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    classes: Sequence[str],
+    *,
+    logits: NDArray[np.floating] | None = None,
+    alpha: float = ALPHA,
+    fitted_on: str = "",
+) -> dict[str, Any]:
+    """The content of calibration.json from held-out rows: temperature, conformal thresholds, and, with logits, OOD.
+
+    Args:
+      log_probabilities: (N, K), as the uncalibrated network gives them; logits do as well.
+      logits: (M, K) of known images, labels not needed; without them there is no OOD threshold.
+      fitted_on: words on the rows, kept.
+    """
+    y = np.asarray(labels)
+    temperature = fit_temperature(log_probabilities, y)
+    facts: dict[str, Any] = {"temperature": temperature, "fitted_on": fitted_on, "rows": int((y >= 0).sum())}
+    facts["conformal"] = fit_conformal(apply_temperature(log_probabilities, temperature), y, classes, alpha)
+    if logits is not None and len(logits):
+        facts["ood"] = fit_energy(logits)
+    return facts
+
+
+def apply(facts: Mapping[str, Any], logits: NDArray[np.floating], classes: Sequence[str]) -> Calibrated:
+    """Calibrated probabilities and flags of logits (N, K), by the content of calibration.json (may be empty).
+
+    Raises:
+      UserError: a calibration that does not fit these classes, or is not one.
+    """
+    unknown = np.full(len(logits), -1, np.int64)
+    try:
+        temperature = float(facts.get("temperature", 1.0))
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature {temperature}")
+        p = apply_temperature(logits, temperature)
+        flags, strange = unknown, unknown
+        if "conformal" in facts:
+            flags = abstain(p, facts["conformal"]["thresholds"], classes).astype(np.int64)
+        if "ood" in facts:
+            strange = (energy(logits) > float(facts["ood"]["threshold"])).astype(np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"calibration.json: does not fit this bundle ({error}). Take a sound copy.") from error
+    return Calibrated(p, flags, strange)

@@ -1,0 +1,92 @@
+"""Temperature, conformal sets and the energy threshold do what their papers say, on few rows too."""
+
+import numpy as np
+import pytest
+from scipy import special
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import calibration
+
+CLASSES = ("a", "b", "c")
+
+
+def drawn(n, temperature=1.0, seed=0, k=3):
+    """Logits z and labels drawn from softmax(z / temperature)."""
+    rng = np.random.default_rng(seed)
+    z = 3 * rng.normal(size=(n, k))
+    p = special.softmax(z / temperature, axis=1)
+    return z, (p.cumsum(1) < rng.random((n, 1))).sum(1).clip(0, k - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_made_the_labels_is_found(temperature):
+    z, y = drawn(20_000, temperature)
+    assert calibration.fit_temperature(z, y) == pytest.approx(temperature, rel=0.05)
+    log_p = z - special.logsumexp(z, axis=1, keepdims=True)
+    assert calibration.fit_temperature(log_p, y) == pytest.approx(calibration.fit_temperature(z, y), rel=1e-4)
+
+
+def test_rows_that_are_all_right_do_not_make_it_certain():
+    z = np.array([[2.0, 0.0]] * 20)
+    assert calibration.fit_temperature(z, np.zeros(20, int)) > 0.1
+    assert calibration.fit_temperature(z, np.full(20, -1)) == 1.0
+
+
+def test_temperature_keeps_the_order_and_sums_to_one():
+    z, _ = drawn(50)
+    p = calibration.apply_temperature(z, 3.0)
+    np.testing.assert_array_equal(p.argmax(1), z.argmax(1))
+    np.testing.assert_allclose(p.sum(1), 1)
+
+
+def test_every_class_is_covered_as_promised():
+    shares = []
+    for seed in range(30):
+        z, y = drawn(1200, seed=seed)
+        p = calibration.apply_temperature(z, 1.0)
+        facts = calibration.fit_conformal(p[:600], y[:600], CLASSES, alpha=0.1)
+        sets = calibration.prediction_sets(p[600:], facts["thresholds"], CLASSES)
+        shares.append([sets[y[600:] == k, k].mean() for k in range(3)])
+    np.testing.assert_allclose(np.mean(shares, 0), 0.9, atol=0.015)
+
+
+def test_a_rare_class_takes_the_pooled_threshold_and_is_named():
+    z, y = drawn(300)
+    y[y == 2] = 0
+    y[:4] = 2
+    facts = calibration.fit_conformal(calibration.apply_temperature(z, 1.0), y, CLASSES, alpha=0.1)
+    assert facts["rare"] == ["c"]
+    assert facts["counts"]["c"] == 4
+    assert 0 <= facts["thresholds"]["c"] <= 1
+
+
+def test_it_abstains_where_two_classes_fit_or_none():
+    thresholds = {"a": 0.6, "b": 0.6, "c": 0.6}
+    p = np.array([[0.9, 0.05, 0.05], [0.45, 0.45, 0.1], [0.34, 0.33, 0.33]])
+    np.testing.assert_array_equal(calibration.abstain(p, thresholds, CLASSES), [False, True, True])
+
+
+def test_the_energy_threshold_keeps_known_images_and_flags_flat_logits():
+    z, _ = drawn(1000)
+    z += 5
+    facts = calibration.fit_energy(z)
+    assert (calibration.energy(z) <= facts["threshold"]).mean() == pytest.approx(0.99, abs=0.002)
+    assert calibration.energy(np.zeros((1, 3)))[0] > facts["threshold"]
+
+
+def test_a_calibration_file_is_applied_as_it_was_fitted():
+    z, y = drawn(500, 2.0)
+    facts = calibration.calibrate(z, y, CLASSES, logits=z, fitted_on="500 rows")
+    found = calibration.apply(facts, z, CLASSES)
+    np.testing.assert_allclose(found.probabilities, calibration.apply_temperature(z, facts["temperature"]))
+    assert set(found.abstain) <= {0, 1}
+    assert found.ood.mean() < 0.02
+    bare = calibration.apply({}, z, CLASSES)
+    assert (bare.abstain == -1).all()
+    assert (bare.ood == -1).all()
+
+
+@pytest.mark.parametrize("facts", [{"temperature": 0}, {"temperature": "x"}, {"conformal": {"thresholds": {"a": 0.5}}}])
+def test_a_calibration_that_does_not_fit_is_refused(facts):
+    with pytest.raises(UserError, match=r"calibration\.json"):
+        calibration.apply(facts, np.zeros((2, 3)), CLASSES)
