@@ -17,6 +17,8 @@ from scipy import optimize, special
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.table import Floats, Ints
 
+Mask = NDArray[np.bool_]
+
 COLDEST, HOTTEST = 0.05, 20.0
 ALPHA = 0.1  # share of each class's images whose true class may be missing from the prediction set
 KEPT = 0.99  # share of known images that pass as known
@@ -34,8 +36,9 @@ class Calibrated:
 def fit_temperature(log_probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """The T that minimises the NLL of softmax(z / T) (Guo et al. 2017), for z logits or log p (N, K), labels (N,).
 
-    A wide prior, log T normal with deviation 1, counted once and not by the row, keeps T from running off where all rows
-    are right: there the NLL alone would like certainty. Rows with a negative label are left out; 1.0 where none is left.
+    A wide prior, log T normal with deviation 1, counted once and not by the row, keeps T from running off where all
+    rows are right: there the NLL alone would like certainty. Rows with a negative label are left out; 1.0 where none
+    is left.
     """
     z, y = np.asarray(log_probabilities, np.float64), np.asarray(labels)
     z, y = z[y >= 0], y[y >= 0]
@@ -65,9 +68,9 @@ def fit_conformal(
 ) -> dict[str, Any]:
     """Class-conditional (Mondrian) conformal thresholds (Vovk 2005; score 1 - p of the true class).
 
-    Class k belongs to the prediction set where 1 - p_k <= thresholds[k]; over new images like these, the true class is in
-    the set for at least 1 - alpha of the images of every class. That needs ceil((n + 1)(1 - alpha)) <= n images; a class
-    with fewer takes the pooled threshold and is named in `rare`: for it nothing is promised.
+    Class k belongs to the prediction set where 1 - p_k <= thresholds[k]; over new images like these, the true class
+    is in the set for at least 1 - alpha of the images of every class. That needs ceil((n + 1)(1 - alpha)) <= n images;
+    a class with fewer takes the pooled threshold and is named in `rare`: for it nothing is promised.
 
     Returns:
       {"alpha", "thresholds": {class: float}, "counts": {class: int}, "rare": [class]}
@@ -94,23 +97,22 @@ def conformal_quantile(scores: Floats, alpha: float) -> float | None:
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
 
 
-def prediction_sets(
-    probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]
-) -> NDArray[np.bool_]:
+def prediction_sets(probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]) -> Mask:
     """(N, K): whether each class is in the row's prediction set."""
-    sets: NDArray[np.bool_] = 1 - probabilities <= np.array([thresholds[name] for name in classes]) + 1e-12
+    sets: Mask = 1 - probabilities <= np.array([thresholds[name] for name in classes]) + 1e-12
     return sets
 
 
-def abstain(probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]) -> NDArray[np.bool_]:
+def abstain(probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]) -> Mask:
     """(N,): whether the prediction set is anything but the one predicted class: none fits, or more than one does."""
     sets = prediction_sets(probabilities, thresholds, classes)
     told = sets[np.arange(len(sets)), probabilities.argmax(1)]
-    return (sets.sum(1) != 1) | ~told
+    unsure: Mask = (sets.sum(1) != 1) | ~told
+    return unsure
 
 
 def energy(logits: NDArray[np.floating]) -> Floats:
-    """(N,) energy -logsumexp(logits) (Liu et al. 2020): higher for images unlike those trained on. Takes logits, not log p."""
+    """(N,) energy -logsumexp(logits) (Liu et al. 2020): higher for images unlike those trained on."""
     value: Floats = -special.logsumexp(np.asarray(logits, np.float64), axis=1)
     return value
 
