@@ -37,7 +37,7 @@ def own_split(examples: Examples, labelled: Rows) -> dict[str, Rows]:
 
 
 def own_fold(own: dict[str, Rows], folds: str) -> tuple[list[tuple[Rows, Rows | None, Rows]], list[str]]:
-    """The one (train, inner, test) that the column means, inner None where it has to be drawn; and what to say of it."""
+    """The one (train, inner, test) that the column means, inner None where it is to be drawn; and what to say of it."""
     held = "test" if len(own["test"]) else "val"
     inner = own["val"] if held == "test" and len(own["val"]) else None
     train = np.union1d(own["train"], own["val"]) if held == "test" else own["train"]
