@@ -1,0 +1,7 @@
+"""The networks: `Network` gives any of `MODELS` as pure functions of plain trees."""
+
+from rcmnet_jax.models.network import POSITION_TABLES, BatchStats, Network, Params, count
+from rcmnet_jax.models.rcmnet import MODELS
+from rcmnet_jax.models.registry import describe, table
+
+__all__ = ["MODELS", "POSITION_TABLES", "BatchStats", "Network", "Params", "count", "describe", "table"]
