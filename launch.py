@@ -34,7 +34,7 @@ def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
         raise UserError(f"Command line: '{strays[0]}' belongs to no flag. Write --config.KEY=VALUE, without a space.")
     if values is None:
         raise UserError("Command line: --config is missing. Try --config=configs/cart.py.")
-    config = from_dict(values)
+    config: ExperimentConfig = from_dict(values)
     check(config)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
     return config, Path(_WORKDIR.value or Path("runs") / f"{name}-{config_hash(config)}")

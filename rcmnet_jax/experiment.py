@@ -125,7 +125,7 @@ def _job(here: Run, pixels: Pixels, name: str, rows: np.ndarray, source: Bundle 
     folder = here.workdir / name
     if arm == "transfer" and source is not None:
         params, stats, report = transfer(
-            source.params, source.batch_stats, *start, head=network.head, position=network.is_position
+            source.params, source.batch_stats, *start, head=network.head, position=network.is_position_table
         )
         start = (params, stats)
         _note_transfer(here, folder, "transfer of the pretrained body", report, aloud=aloud)

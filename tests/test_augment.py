@@ -19,7 +19,9 @@ def images():
 
 
 def views(images, config, start=0, seed=1):
-    return np.asarray(run(images, split_position(np.arange(start, start + len(images))), np.uint32(seed), config=config))
+    return np.asarray(
+        run(images, split_position(np.arange(start, start + len(images))), np.uint32(seed), config=config)
+    )
 
 
 def test_switched_off_it_only_scales(images):

@@ -66,9 +66,7 @@ def test_batches_are_the_same_for_any_worker_count(images):
 def test_both_loaders_give_the_same_batches(images):
     import jax.numpy as jnp
 
-    resident = ResidentLoader(
-        jnp.asarray(images), LABELS, ROWS, batch_size=8, seed=5, placing=Placement.everywhere()
-    )
+    resident = ResidentLoader(jnp.asarray(images), LABELS, ROWS, batch_size=8, seed=5, placing=Placement.everywhere())
     streamed = stream(images, 2)
     assert all(equal(resident.batch(step), streamed.batch(step)) for step in range(6))
 

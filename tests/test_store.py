@@ -224,7 +224,7 @@ def test_two_processes_save_and_restore_together(tmp_path):
         for rank in range(2)
     ]
     try:
-        outputs = [w.communicate(timeout=120)[0] for w in workers]
+        outputs = [w.communicate(timeout=90)[0] for w in workers]
     finally:
         for w in workers:
             w.kill()

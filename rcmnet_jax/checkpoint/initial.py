@@ -40,7 +40,7 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
         raise UserError(
             f"config.source.init_from={path}: neither a bundle folder nor a .safetensors file. Check the path."
         )
-    return transfer(params, stats, *start, head=network.head, position=network.is_position, allow_missing=True)
+    return transfer(params, stats, *start, head=network.head, position=network.is_position_table, allow_missing=True)
 
 
 def _read_safetensors(path: Path) -> tuple[Tree, Tree]:

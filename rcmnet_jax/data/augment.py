@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from rcmnet_jax.config import AugmentConfig
 
@@ -22,7 +23,13 @@ def split_position(position: np.ndarray) -> np.ndarray:
     return np.stack([position >> np.uint64(32), position & np.uint64(0xFFFFFFFF)], -1).astype(np.uint32)
 
 
-def augment(images: jax.Array, positions: jax.Array, seed: jax.Array, config: AugmentConfig) -> jax.Array:
+def augment(
+    images: jax.Array,
+    positions: jax.Array,
+    seed: jax.Array,
+    config: AugmentConfig,
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
     """Draws one view of each image.
 
     Args:
@@ -30,12 +37,13 @@ def augment(images: jax.Array, positions: jax.Array, seed: jax.Array, config: Au
       positions: uint32 (B, 2), the words of each example's position in the stream (`split_position`).
       seed: uint32 (), the stage's.
       config: which changes, and how strong.
+      dtype: of the computation and the result.
 
     Returns:
-      float32 (B, S, S, 3) in [0, 1].
+      (B, S, S, 3) of `dtype`, in [0, 1].
     """
-    draws = _uniform(positions, seed)  # (B, 16) in [0, 1)
-    x = images.astype(jnp.float32) / 255
+    draws = _uniform(positions, seed).astype(dtype)  # (B, 16) in [0, 1), the same in any precision
+    x = images.astype(dtype) / 255
     if config.dihedral:
         turn = draws[:, 0] < 0.5
         x = jnp.where(turn[:, None, None, None], x.swapaxes(1, 2), x)
@@ -52,7 +60,9 @@ def _uniform(positions: jax.Array, seed: jax.Array) -> jax.Array:
     base = jax.random.key(seed)
 
     def draw(words: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(base, words[0]), words[1]), (_DRAWS,))
+        return jax.random.uniform(
+            jax.random.fold_in(jax.random.fold_in(base, words[0]), words[1]), (_DRAWS,), jnp.float32
+        )
 
     return jax.vmap(draw)(positions)
 
@@ -69,19 +79,19 @@ def _resample(x: jax.Array, draws: jax.Array, config: AugmentConfig) -> jax.Arra
 
 
 def _interpolation(size: int, zoom: jax.Array, shift: jax.Array, flip: jax.Array) -> jax.Array:
-    centre = (jnp.arange(size) + 0.5) / size - 0.5  # pixel centres, the middle of the image at 0
+    centre = (jnp.arange(size, dtype=zoom.dtype) + 0.5) / size - 0.5  # pixel centres, the middle of the image at 0
     wanted = (flip * (1 / zoom))[:, None] * (centre[None, :] - shift[:, None])  # (B, S)
     wanted = jnp.clip((wanted + 0.5) * size - 0.5, 0, size - 1)  # in pixels
     return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))  # (B, S, S)
 
 
 def _colour(x: jax.Array, draws: jax.Array, config: AugmentConfig) -> jax.Array:
-    strength = jnp.array([config.brightness, config.contrast, config.saturation])
+    strength = jnp.array([config.brightness, config.contrast, config.saturation], x.dtype)
     brightness, contrast, saturation = jnp.moveaxis(1 + (2 * draws - 1) * strength, 1, 0)[:, :, None, None, None]
     x = x * brightness
     mean = x.mean((1, 2, 3), keepdims=True)
     x = (x - mean) * contrast + mean
-    grey = (x * jnp.array([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
+    grey = (x * jnp.array([0.299, 0.587, 0.114], x.dtype)).sum(-1, keepdims=True)
     return (x - grey) * saturation + grey
 
 

@@ -118,12 +118,11 @@ class _Controls:
     def __init__(self, stage: Stage):
         self._stage = stage
         self._weights = np.asarray(stage.class_weights, np.float32)
-        self._seed = np.uint32(stage.seed % 2**32)
+        self._seed = stage.seed % 2**32
 
     def __call__(self, step: int) -> Controls:
-        body = np.float32(step >= self._stage.head_steps)
-        rate = np.float32(self._stage.learning_rates[step])
-        return Controls(rate, body, self._weights, self._seed)
+        rate = float(self._stage.learning_rates[step])
+        return Controls.on_host(rate, step >= self._stage.head_steps, self._weights, self._seed)
 
 
 class _Meter:
@@ -142,10 +141,10 @@ class _Meter:
         if not bool(values.finite):
             raise GuardError(
                 f"{self._stage.name}: the loss, gradient or update of step {step} is not finite (loss "
-                f"{float(values.loss) / float(values.count):g}). The last good checkpoint is untouched; try a lower "
+                f"{float(values.loss) / float(values.examples):g}). The last good checkpoint is untouched; try a lower "
                 "learning rate, a longer warm-up or float32."
             )
-        self._sums += [float(values.loss), float(values.correct), float(values.count)]
+        self._sums += [float(values.loss), float(values.correct), float(values.examples)]
         self._norm = float(values.gradient_norm)
         if step % self._every == 0 or step == self._stage.steps:
             self._write(step)

@@ -37,7 +37,7 @@ def join_cluster(cluster: Cluster) -> None:
         raise UserError("--coordinator and --num_processes go together: give both, or neither.")
     if cluster.coordinator and not 0 <= cluster.process < cluster.processes:
         raise UserError(
-            f"--process_id={cluster.process}: must be from 0 to {cluster.processes - 1}, a different one for each process."
+            f"--process_id={cluster.process}: must be from 0 to {cluster.processes - 1}, another one for each process."
         )
     automatic = bool(os.environ.get("JAX_COORDINATOR_ADDRESS")) or os.environ.get("RCMNET_DISTRIBUTED") == "1"
     if not cluster.coordinator and not automatic:

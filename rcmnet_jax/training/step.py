@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +22,29 @@ from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.state import TrainState
 
 Tree = Any
-Scalar = jax.Array | np.generic  # from the host they come as numpy's, which every process may hand to a shared program
 
 
 class Controls(NamedTuple):
     """What changes from step to step or fold to fold; arguments, not constants, so that no fold compiles again."""
 
-    learning_rate: Scalar  # () float32
-    body: Scalar  # () float32, 0 while the head trains alone, else 1
-    class_weights: jax.Array | np.ndarray  # (K,) float32
-    seed: Scalar  # () uint32, of the augmentation
+    learning_rate: jax.Array  # () float32
+    body: jax.Array  # () float32, 0 while the head trains alone, else 1
+    class_weights: jax.Array  # (K,) float32
+    seed: jax.Array  # () uint32, of the augmentation
+
+    @classmethod
+    def on_host(cls, learning_rate: float, body: bool, class_weights: np.ndarray, seed: int) -> Controls:
+        """Controls as numpy values, which several processes may all hand to one program."""
+        values = (np.float32(learning_rate), np.float32(body), np.asarray(class_weights, np.float32), np.uint32(seed))
+        return cls(*cast("tuple[jax.Array, ...]", values))
 
 
 class Metrics(NamedTuple):
-    """Sums over the global batch, so that they add over steps; divide by `count`."""
+    """Sums over the global batch, so that they add over steps; divide by `examples`."""
 
     loss: jax.Array  # () float32, sum of the examples' losses
     correct: jax.Array  # () float32, right answers on the augmented views
-    count: jax.Array  # () float32
+    examples: jax.Array  # () float32
     gradient_norm: jax.Array  # () float32, before clipping
     finite: jax.Array  # () bool: loss, gradient and update are all finite
 
@@ -87,18 +92,12 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update; BatchNorm and the loss see the global batch whatever the number of devices."""
     config = recipe.optimizer
-    images = augment(batch.images, batch.positions, controls.seed, recipe.augment)
-    dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+    wide = jax.tree.leaves(state.params)[0].dtype  # float32; float64 where a test compares devices
+    images = augment(batch.images, batch.positions, controls.seed, recipe.augment, wide)
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else wide
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-        x = images.astype(jax.tree.leaves(params)[0].dtype)  # float64 where the whole state is
-        logits, stats = network(
-            params,
-            state.batch_stats,
-            x,
-            train=not recipe.frozen_statistics,
-            dtype=x.dtype if x.dtype == jnp.float64 else dtype,
-        )
+        logits, stats = network(params, state.batch_stats, images, train=not recipe.frozen_statistics, dtype=dtype)
         losses = smoothed_cross_entropy(logits, batch.labels, config.label_smoothing)
         return (losses * controls.class_weights[batch.labels]).mean(), (logits, stats)
 
@@ -121,7 +120,7 @@ def train_step(
     metrics = Metrics(
         loss=(loss * count).astype(jnp.float32),
         correct=(logits.argmax(-1) == batch.labels).sum().astype(jnp.float32),
-        count=count,
+        examples=count,
         gradient_norm=norm.astype(jnp.float32),
         finite=jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates)),
     )

@@ -1,0 +1,122 @@
+"""Comparisons are paired, by group, corrected for their number, and say in words what can be said."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.compare import compare, holm, mcnemar
+from rcmnet_jax.evaluation.tables import make_table
+
+
+def model(right, *, groups=0, seed=-1, order=None, classes=("x", "y")):
+    """A table of two classes in turn, right where the mask says so."""
+    n = len(right)
+    truth = np.arange(n) % 2
+    said = np.where(right, truth, 1 - truth)
+    p = np.where(np.arange(2) == said[:, None], 0.9, 0.1)
+    rows = np.arange(n) if order is None else order
+    group = [f"g{i * groups // n}" for i in range(n)] if groups else [""] * n
+    return make_table(
+        [f"{i}.png" for i in rows],
+        p[rows],
+        classes,
+        label=[classes[truth[i]] for i in rows],
+        group=[group[i] for i in rows],
+        seed=seed,
+    )
+
+
+def masks(n, *rates, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.random(n) < rate for rate in rates]
+
+
+def test_a_clear_difference_is_found_whatever_the_order_of_rows():
+    good, bad = masks(400, 0.95, 0.75)
+    found = compare({"good": model(good), "bad": model(bad)})
+    turned = compare({"good": model(good), "bad": model(bad, order=np.random.default_rng(1).permutation(400))})
+    entry = found["pairs"][0]["top1"]
+    assert entry["difference"] == pytest.approx(good.mean() - bad.mean())
+    assert entry["low"] > 0
+    assert found["pairs"] == turned["pairs"]
+    assert "good has" in found["sentences"][0]
+    assert "higher balanced accuracy than bad" in found["sentences"][0]
+
+
+def test_no_difference_is_not_called_equality():
+    found = compare(dict(zip("ab", map(model, masks(200, 0.8, 0.8)), strict=True)))
+    assert "cannot be told apart" in found["sentences"][0]
+    assert "does not show them to be equal" in found["sentences"][0]
+
+
+def test_groups_make_a_difference_less_sure():
+    good, bad = masks(400, 0.9, 0.9)
+    bad[:100] = False  # all of it in five of twenty groups
+    alone = compare({"good": model(good), "bad": model(bad)})["pairs"][0]["top1"]
+    grouped = compare({"good": model(good, groups=20), "bad": model(bad, groups=20)})["pairs"][0]["top1"]
+    assert grouped["p"] > 10 * alone["p"]
+    assert grouped["high"] - grouped["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
+@pytest.mark.parametrize("groups", [0, 6, 40])
+def test_equal_models_are_told_apart_about_one_time_in_twenty(groups):
+    hits = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        level = np.repeat(rng.normal(0, 0.15, (2, groups)), 240 // groups, 1) if groups else 0
+        a, b = rng.random((2, 240)) < 0.8 + level
+        pair = compare({"a": model(a, groups=groups), "b": model(b, groups=groups)}, seed=seed)["pairs"][0]
+        hits += pair["top1"]["p"] < 0.05
+    assert hits <= stats.binom.ppf(0.999, 150, 0.05)
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    first, second = np.array([1] * 15 + [0] * 4 + [1] * 50), np.array([0] * 15 + [1] * 4 + [1] * 50)
+    assert mcnemar(first, second)["p"] == pytest.approx(stats.binomtest(15, 19).pvalue)
+    assert mcnemar(first, first)["p"] == 1
+
+
+def test_holm_steps_down_and_never_falls():
+    assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
+
+
+def test_identical_tables_differ_by_nothing():
+    (mask,) = masks(50, 0.8)
+    pair = compare({"a": model(mask), "b": model(mask)})["pairs"][0]
+    assert (pair["top1"]["difference"], pair["top1"]["p"]) == (0, 1)
+
+
+def test_only_common_images_count_and_it_says_so():
+    a, b = masks(100, 0.9, 0.8)
+    table = model(b)
+    found = compare({"a": model(a), "b": table.select(np.arange(60))})
+    assert found["images"] == 60
+    assert found["warnings"][0].startswith("a: 40 rows left out")
+
+
+def test_seeds_are_averaged_before_they_are_compared():
+    from rcmnet_jax.evaluation.tables import join
+
+    a, b = masks(200, 0.9, 0.85)
+    many = join([model(a, seed=0), model(a, seed=1)])
+    pair = compare({"many": many, "b": model(b)})["pairs"][0]
+    single = compare({"one": model(a), "b": model(b)})["pairs"][0]
+    assert pair["top1"]["low"] == pytest.approx(single["top1"]["low"])
+    assert "mcnemar" not in pair
+
+
+def test_what_cannot_be_compared_is_refused_with_a_sentence():
+    (mask,) = masks(20, 0.8)
+    with pytest.raises(UserError, match="at least two"):
+        compare({"a": model(mask)})
+    with pytest.raises(UserError, match="same classes"):
+        compare({"a": model(mask), "b": model(mask, classes=("x", "z"))})
+    other = model(mask)
+    other.path[:] = "none"
+    with pytest.raises(UserError, match="no labelled image in common"):
+        compare({"a": model(mask), "b": other})
+    other = model(mask)
+    other.label[0] = "y"
+    with pytest.raises(UserError, match=r"'0\.png' is 'y' here but 'x'"):
+        compare({"a": model(mask), "b": other})

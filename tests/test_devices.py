@@ -1,0 +1,58 @@
+"""One device, eight, and two processes train the same model on the same batches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.replica", *map(str, words)],
+        cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(*processes):
+    for process in processes:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said.decode()[-3000:]
+
+
+def replicas(folder, steps, precision):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    finish(start(folder / "one.npz", 1, steps, precision))
+    finish(start(folder / "eight.npz", 8, steps, precision))
+    finish(*(start(folder / "two.npz", 4, steps, precision, port, 2, process) for process in range(2)))
+    return [np.load(folder / f"{name}.npz") for name in ("one", "eight", "two")]
+
+
+@pytest.mark.slow
+def test_in_float64_devices_and_processes_agree_after_20_steps(tmp_path):
+    one, eight, two = replicas(tmp_path, 20, "float64")
+    assert np.isfinite(one["losses"]).all()
+    assert one["losses"][-1] != one["losses"][0]
+    for other in (eight, two):
+        assert (one["digests"] == other["digests"]).all()
+        np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-8, atol=1e-8)
+        for name in one.files[2:]:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.slow
+def test_in_float32_the_first_step_agrees(tmp_path):
+    one, eight, two = replicas(tmp_path, 1, "float32")
+    for other in (eight, two):
+        np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5, atol=1e-5)
+        for name in one.files[2:]:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)

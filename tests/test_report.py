@@ -1,0 +1,219 @@
+"""The report says it all in one file, takes nothing from outside, and lets no name from the data become markup."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.tables import make_table, read_table, write_table
+from rcmnet_jax.report import DataFacts, ReportInputs, evaluate_tables, render
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{a$ & 'b'")
+
+
+def example(n=90, classes=("blast", "lymphocyte", "monocyte"), groups=12, signal=2.0, seed=0):
+    rng = np.random.default_rng(seed)
+    truth, logits = rng.integers(0, len(classes), n), rng.normal(size=(n, len(classes)))
+    logits[np.arange(n), truth] += signal
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    group = [f"donor {i % groups}" for i in range(n)] if groups else None
+    label = [classes[k] for k in truth]
+    paths = [f"{name}/{i}.png" for i, name in enumerate(label)]
+    fold = np.arange(n) % 3
+    return make_table(
+        paths, p, classes, label=label, group=group, seed=0, fold=fold, split="oof", abstain=p.max(1) < 0.5
+    )
+
+
+def picture(path):
+    return np.full((40, 60, 3), len(path) % 255, np.uint8)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page, and whether tags nest."""
+
+    VOID = ("meta", "img", "br", "link", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def full(table):
+    metrics = compute(table)
+    log = [
+        {"stage": f"transfer/seed_0/fold_{f}", "kind": "train", "step": s, "loss": 2 / s, "learning_rate": 0.1}
+        for f in range(2)
+        for s in range(1, 9)
+    ]
+    return ReportInputs(
+        table=table,
+        metrics=metrics,
+        title="A to B",
+        model="rcmnet, 64 px",
+        data=[DataFacts("source", "synthetic:pbc", 80, found=82, skipped={"no image": 2}, synthetic=True)],
+        arms={"transfer": metrics, "scratch": compute(example(signal=0.5))},
+        log=log,
+        images=picture,
+        findings=[{"level": "error", "name": "leak", "message": "a.png is b.png"}],
+        comparison={"sentences": ["transfer beats scratch."]},
+        notes=["a note"],
+        provenance={"Config": {"seed": 0}},
+    )
+
+
+def test_a_full_report_shows_every_part():
+    text = render(full(example()))
+    words = " ".join(Page(text).words)
+    for part in (
+        "A to B",
+        "SYNTHETIC DATA",
+        "Research use only, not a medical device",
+        "80 images",
+        "Weakest class",
+        "95% interval",
+        "Most confident errors",
+        "no image",
+        "a.png is b.png",
+        "transfer beats scratch.",
+        "a note",
+        "Learning curves",
+        "each predicted by a model that never saw it (3 folds)",
+    ):
+        assert part in words, part
+    assert len(text) < 1_000_000
+
+
+def test_it_loads_and_links_nothing_from_outside():
+    text = render(full(example()))
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "action", "data"):
+            assert str(attributes.get(name, "#")).startswith(("#", "data:image/"))
+        assert not [name for name in attributes if name.startswith("on")]
+    assert "://" not in text
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_names_from_the_data_stay_text():
+    table = example(classes=HOSTILE)
+    inputs = full(table)
+    inputs = dataclasses.replace(
+        inputs,
+        title=HOSTILE[0],
+        model=HOSTILE[1],
+        data=[DataFacts(HOSTILE[0], HOSTILE[1], 1, skipped={HOSTILE[0]: 1}, classes={HOSTILE[1]: 3})],
+        arms={HOSTILE[0]: inputs.metrics, HOSTILE[1]: inputs.metrics},
+        findings=[{"level": HOSTILE[1], "name": HOSTILE[0], "message": HOSTILE[0]}],
+        provenance={HOSTILE[0]: {"x": HOSTILE[0]}},
+        log=[{"stage": HOSTILE[0], "kind": "train", "step": 1, "loss": 1.0}],
+    )
+    text = render(inputs)
+    page = Page(text)
+    assert page.open == []
+    tags = {tag for tag, _ in page.tags}
+    assert "script" not in tags
+    assert all(str(a.get("src", "data:")).startswith("data:") for _, a in page.tags)
+    assert not [name for _, a in page.tags for name in a if name.startswith("on")]
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_every_image_and_figure_has_a_text_and_the_page_can_be_walked_by_keyboard():
+    page = Page(render(full(example())))
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert len(attributes["alt"]) > 10
+        if tag == "svg":
+            assert attributes["role"] == "img"
+            assert len(attributes["aria-label"]) > 10
+    assert page.open == []
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"][1:] for tag, a in page.tags if tag == "a"]
+    assert targets[0] == "main"
+    assert set(targets) <= set(ids)
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_a_table_alone_makes_a_report_that_says_what_it_lacks():
+    text = render(ReportInputs(table=example(groups=0)))
+    words = " ".join(Page(text).words)
+    assert "What this report lacks" in words
+    assert "no groups are given" in words
+    assert "run `python -m rcmnet_jax audit DATA`" in words
+    assert "SYNTHETIC DATA" not in words
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_tiny_or_perfect_table_still_makes_a_report(n):
+    assert "<h1>" in render(ReportInputs(table=example(n, groups=0, signal=60.0)))
+    assert "<h1>" in render(ReportInputs(table=example(n, groups=0, signal=-60.0)))
+
+
+def test_equal_inputs_give_an_equal_page():
+    assert render(full(example())) == render(full(example()))
+
+
+def test_three_thousand_images_stay_under_five_megabytes():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (128, 128, 3), np.uint8)
+    table = example(3000, tuple(f"class {i}" for i in range(12)), groups=150)
+    assert len(render(dataclasses.replace(full(table), images=lambda _: noise)).encode()) < 5_000_000
+
+
+def test_evaluating_tables_writes_the_contracts_files(tmp_path):
+    write_table(example(), tmp_path / "a.csv")
+    write_table(example(signal=1.0), tmp_path / "b.csv")
+    found = evaluate_tables([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "out", picture)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["top1"] == found["top1"]
+    assert metrics == json.loads(json.dumps(compute(read_table(tmp_path / "a.csv"), provenance=metrics["provenance"])))
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert comparison["sentences"][0] in " ".join(Page((tmp_path / "out" / "report.html").read_text()).words)
+    drawn = sorted((tmp_path / "out" / "figures").glob("*.svg"))
+    assert len(drawn) >= 5
+    for file in drawn:
+        assert ElementTree.parse(file).getroot().tag.endswith("svg")
+        assert "var(--" not in file.read_text()
+
+
+def test_evaluating_one_table_writes_no_comparison(tmp_path):
+    write_table(example(), tmp_path / "a.csv")
+    evaluate_tables([tmp_path / "a.csv"], tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"metrics.json", "report.html", "figures"}
+
+
+def test_evaluating_refuses_before_it_writes(tmp_path):
+    write_table(example(), tmp_path / "a.csv")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        evaluate_tables([tmp_path / "a.csv"], tmp_path / "file")
+    with pytest.raises(UserError, match="given twice"):
+        evaluate_tables([tmp_path / "a.csv", tmp_path / "a.csv"], tmp_path / "out")
+    write_table(example(classes=("x", "y")), tmp_path / "c.csv")
+    with pytest.raises(UserError, match="same classes"):
+        evaluate_tables([tmp_path / "a.csv", tmp_path / "c.csv"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
