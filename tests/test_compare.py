@@ -59,6 +59,7 @@ def test_groups_make_a_difference_less_sure():
     assert grouped["high"] - grouped["low"] > 1.5 * (alone["high"] - alone["low"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [0, 6, 40])
 def test_equal_models_are_told_apart_about_one_time_in_twenty(groups):
     hits = 0

@@ -26,9 +26,8 @@ def example(n=90, classes=("blast", "lymphocyte", "monocyte"), groups=12, signal
     label = [classes[k] for k in truth]
     paths = [f"{name}/{i}.png" for i, name in enumerate(label)]
     fold = np.arange(n) % 3
-    return make_table(
-        paths, p, classes, label=label, group=group, seed=0, fold=fold, split="oof", abstain=p.max(1) < 0.5
-    )
+    more = {"seed": 0, "fold": fold, "split": "oof", "abstain": p.max(1) < 0.5}
+    return make_table(paths, p, classes, label=label, group=group, **more)
 
 
 def picture(path):

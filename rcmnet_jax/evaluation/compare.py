@@ -1,0 +1,212 @@
+"""Several models on the same images: paired differences with intervals, McNemar's test, a plain sentence on each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import influence
+from rcmnet_jax.evaluation.influence import Outcome
+from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, make_units
+from rcmnet_jax.evaluation.table import Floats, Ints, Table, reorder
+
+LEVEL = 0.05
+DRAWS = 4000
+COMPARED = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy"}
+
+
+def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
+    """Compares the first table with each other one on the labelled images that all of them hold.
+
+    For each pair and metric: the difference, a 95% paired bootstrap interval and two-sided p-value (images, or groups
+    where there are any, drawn with replacement, the same for both; studentised, so that few groups give wide limits).
+    For top-1 also McNemar's exact test, which needs independent images and one seed. Holm's correction over all pairs
+    keeps the chance of any false claim at 5%.
+
+    Returns:
+      {"reference", "images", "groups", "classes", "pairs": [...], "sentences": [...], "warnings": [...]}
+
+    Raises:
+      UserError: fewer than two tables, other classes, no image in common, or one image with two labels.
+    """
+    if len(tables) < 2:
+        raise UserError("a comparison needs at least two tables. Give another one.")
+    names = list(tables)
+    aligned, dropped = _aligned(tables)
+    units = make_units(aligned[names[0]])
+    pairs = [_pair(units, aligned[names[0]], aligned[name], names[0], name, seed) for name in names[1:]]
+    for metric in COMPARED:
+        corrected = holm([pair[metric]["p"] for pair in pairs])
+        for pair, p in zip(pairs, corrected, strict=True):
+            pair[metric]["p_holm"] = p
+    first = aligned[names[0]]
+    groups = {g for g in first.group.tolist() if g}
+    return {
+        "reference": names[0],
+        "images": len(set(first.path.tolist())),
+        "groups": len(groups),
+        "classes": list(first.classes),
+        "pairs": pairs,
+        "sentences": [sentence(pair) for pair in pairs],
+        "warnings": _warnings(dropped, units, groups),
+    }
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Holm's step-down correction (1979); an undefined p stays undefined and counts for nothing."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = highest
+    return corrected
+
+
+def mcnemar(first: Ints, second: Ints) -> dict[str, Any]:
+    """McNemar's exact test (1947) of two 0/1 arrays (n,), 1 where that model is right."""
+    only_first, only_second = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
+    discordant = only_first + only_second
+    p = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return {"only_first_right": only_first, "only_second_right": only_second, "p": p}
+
+
+def sentence(pair: Mapping[str, Any]) -> str:
+    """What can be said of a pair, in words."""
+    entry = pair["balanced_accuracy"]
+    first, second = pair["first"], pair["second"]
+    if entry["difference"] is None:
+        return f"{first} and {second} cannot be compared: {entry['reason']}."
+    points, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
+    told = f"95% interval {low:.1f} to {high:.1f} points; p {_p(entry['p_holm'])} after Holm's correction"
+    if entry["p_holm"] < LEVEL:
+        way = "higher" if points > 0 else "lower"
+        return f"{first} has {abs(points):.1f} points {way} balanced accuracy than {second} ({told})."
+    return (
+        f"{first} and {second} cannot be told apart by balanced accuracy: the difference is {points:.1f} ({told}). "
+        "That does not show them to be equal."
+    )
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def _aligned(tables: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, int]]:
+    """The tables on their common labelled paths, columns in the first's class order; and how many rows each lost."""
+    names = list(tables)
+    classes = tables[names[0]].classes
+    for name, table in tables.items():
+        if set(table.classes) != set(classes):
+            raise UserError(
+                f"{name}: its classes ({', '.join(table.classes)}) are not those of {names[0]} ({', '.join(classes)}). "
+                "Only predictions over the same classes can be compared."
+            )
+    common = set.intersection(*(set(t.path[t.label != ""].tolist()) for t in tables.values()))
+    if not common:
+        raise UserError(
+            f"{', '.join(names)} have no labelled image in common. Paths must be relative to the same data folder."
+        )
+    aligned, dropped = {}, {}
+    labels: dict[str, str] = {}
+    groups: dict[str, str] = {}
+    for name, table in tables.items():
+        keep = np.array([path in common and label != "" for path, label in zip(table.path, table.label, strict=True)])
+        dropped[name] = int((~keep).sum())
+        kept = reorder(table, classes).select(keep)
+        for path, label, group in zip(kept.path.tolist(), kept.label.tolist(), kept.group.tolist(), strict=True):
+            if labels.setdefault(path, label) != label:
+                raise UserError(f"{name}: '{path}' is '{label}' here but '{labels[path]}' in another table. Mend one.")
+            groups[path] = groups.get(path) or group
+        aligned[name] = kept
+    grouped = {name: _regrouped(table, groups) for name, table in aligned.items()}
+    return grouped, dropped
+
+
+def _regrouped(table: Table, groups: Mapping[str, str]) -> Table:
+    return dataclasses.replace(table, group=np.array([groups[path] for path in table.path.tolist()], dtype=np.str_))
+
+
+def _outcomes(table: Table) -> list[tuple[Ints, Outcome]]:
+    index = {name: k for k, name in enumerate(table.classes)}
+    said = np.array([index[name] for name in table.prediction.tolist()], np.int64)
+    whole = Outcome(table.truth(), said, table.probabilities)
+    seeds = [np.flatnonzero(table.seed == seed) for seed in np.unique(table.seed)]
+    return [(rows, whole.select(rows)) for rows in seeds]
+
+
+def _pair(units: Units, first: Table, second: Table, name: str, other: str, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"first": name, "second": other}
+    unit_of = dict(zip(first.path.tolist(), units.unit.tolist(), strict=True))
+    metrics = {"top1": influence.top1, "balanced_accuracy": influence.balanced_accuracy}
+    for key, metric in metrics.items():
+        values, pull = [], np.zeros(units.count)
+        for sign, table in ((1, first), (-1, second)):
+            place = np.array([unit_of[path] for path in table.path.tolist()])
+            parts = [(rows, metric(outcome)) for rows, outcome in _outcomes(table)]
+            values.append(float(np.mean([part.value for _, part in parts if part.value is not None])))
+            for rows, part in parts:
+                pull += sign * np.bincount(place[rows], part.influence, units.count) / len(parts)
+        found[key] = {"first": values[0], "second": values[1], **_difference(values[0] - values[1], pull, units, seed)}
+    if len(np.unique(first.seed)) == len(np.unique(second.seed)) == 1:
+        order = {path: i for i, path in enumerate(second.path.tolist())}
+        match = np.array([order[path] for path in first.path.tolist()])
+        rights = [(t.label == t.prediction).astype(np.int64) for t in (first, second)]
+        found["mcnemar"] = mcnemar(rights[0], rights[1][match])
+        if units.grouped:
+            found["mcnemar"]["note"] = "takes images as independent, which groups forbid: read the grouped p-values"
+    return found
+
+
+def _difference(value: float, pull: Floats, units: Units, seed: int) -> dict[str, Any]:
+    """Studentised paired bootstrap of the summed influences of the difference, by unit."""
+    count = units.count
+    if count < 2 or not np.abs(pull).max() > 1e-12:
+        reason = "they agree on every image" if count > 1 else "there is but one group or image"
+        same = {"difference": value, "low": value, "high": value, "p": 1.0} if count > 1 else dict.fromkeys(_KEYS)
+        return {**same, "method": reason} if count > 1 else {**same, "reason": reason}
+    rng = np.random.default_rng(seed)
+    error = float(np.sqrt(count / (count - 1) * (pull**2).sum()))
+    ratios = _ratios(pull, rng)
+    # A t quantile is the least: with few units the bootstrap has too few distinct draws to show its own tails.
+    least = float(stats.t.ppf(0.975, count - 1))
+    reach = max(float(np.quantile(np.abs(ratios), 0.95)), least)
+    drawn = (1 + int((np.abs(ratios) >= abs(value) / error).sum())) / (1 + len(ratios))
+    p = max(drawn, float(2 * stats.t.sf(abs(value) / error, count - 1)))
+    return {
+        "difference": value,
+        "low": max(value - reach * error, -1.0),
+        "high": min(value + reach * error, 1.0),
+        "p": min(p, 1.0),
+        "method": f"studentised paired bootstrap over {units.name}, {DRAWS} draws",
+    }
+
+
+_KEYS = ("difference", "low", "high", "p")
+
+
+def _ratios(pull: Floats, rng: np.random.Generator) -> Floats:
+    """(DRAWS,) deviation of each resample of the units over its own standard error."""
+    count, done = len(pull), []
+    chunk = max(1, 2_000_000 // count)  # draws at a time: 16 MB of indices
+    for start in range(0, DRAWS, chunk):
+        drawn = pull[rng.integers(0, count, (min(chunk, DRAWS - start), count))]
+        total, squares = drawn.sum(1), (drawn**2).sum(1)
+        error = np.sqrt(np.maximum(squares - total**2 / count, 0) * count / (count - 1))
+        done.append(np.where(error > 1e-12, total / np.maximum(error, 1e-12), 0.0))
+    return np.concatenate(done)
+
+
+def _warnings(dropped: Mapping[str, int], units: Units, groups: set[str]) -> list[str]:
+    lost = {name: n for name, n in dropped.items() if n}
+    said = [f"{name}: {n} rows left out, which another table lacks or has unlabelled." for name, n in lost.items()]
+    if 1 < len(groups) < FEW_GROUPS:
+        said.append(f"Only {len(groups)} groups: hardly any difference can be shown.")
+    if not units.grouped:
+        said.append("No groups are used: if images share patients or smears, differences look surer than they are.")
+    return said

@@ -1,0 +1,110 @@
+"""The report of a run: gathers what the workdir and the data hold, and renders it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rcmnet_jax.config import to_dict
+from rcmnet_jax.evaluation.compare import compare
+from rcmnet_jax.evaluation.metrics import to_json
+from rcmnet_jax.evaluation.table import Table
+from rcmnet_jax.files import write_atomic
+from rcmnet_jax.report.html import render
+from rcmnet_jax.report.inputs import DataFacts, ImageReader, ReportInputs
+from rcmnet_jax.training.records import read_rows
+from rcmnet_jax.workdir import read_json
+
+if TYPE_CHECKING:
+    from rcmnet_jax.data.prepare import PreparedSet
+    from rcmnet_jax.intake import Data
+    from rcmnet_jax.stages import Run
+
+
+def write(here: Run, data: Data, tables: Mapping[str, Table], metrics: Mapping[str, dict[str, Any]]) -> None:
+    """Writes comparison.json, if there are arms to compare, then report.html, whose presence marks the run as done.
+
+    Args:
+      tables: each arm's joined table, the main one first.
+      metrics: of the same arms.
+    """
+    comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
+    if comparison is not None:
+        write_atomic(here.workdir / "comparison.json", to_json(comparison))
+    main = data.target or data.source
+    assert main is not None
+    arm = next(iter(tables))
+    kind = " (synthetic cells)" if main.synthetic else ""
+    inputs = ReportInputs(
+        table=tables[arm],
+        metrics=metrics[arm],
+        title=f"{here.config.model.name}: {main.spec}{kind}",
+        model=here.config.model.name,
+        data=_data_facts(data),
+        trained=_trained(here, data),
+        arms=metrics,
+        log=read_rows(here.workdir / "log.jsonl"),
+        images=reader(main),
+        findings=data.audit.to_json()["findings"],
+        comparison=comparison,
+        notes=data.notes,
+        provenance={
+            "Configuration": to_dict(here.config),
+            "Environment": read_json(here.workdir / "environment.json"),
+            "Data sets": read_json(here.workdir / "data" / "sets.json"),
+        },
+        synthetic=any(part.synthetic for part in (data.source, data.target) if part is not None),
+    )
+    write_atomic(here.workdir / "report.html", render(inputs))
+
+
+def reader(data: PreparedSet) -> ImageReader:
+    """From a path of the set to its prepared image."""
+    rows = {path: row for row, path in enumerate(data.examples.path.tolist())}
+
+    def read(path: str) -> np.ndarray | None:
+        return None if path not in rows else data.images(np.array([rows[path]]))[0]
+
+    return read
+
+
+def _data_facts(data: Data) -> list[DataFacts]:
+    facts = []
+    for role, part in (("source", data.source), ("target", data.target)):
+        if part is None:
+            continue
+        examples = part.examples
+        counts = np.bincount(examples.label[examples.label >= 0], minlength=len(part.classes))
+        parts = {name: len(rows) for name, rows in data.holdout.items() if len(rows)}
+        if role == "target":
+            parts = {f"fold {k}": len(fold.test) for k, fold in enumerate(data.folds[0])}
+        facts.append(
+            DataFacts(
+                role=role,
+                name=part.spec,
+                images=len(examples.label),
+                groups=len(set(examples.group.tolist()) - {""}),
+                found=len(examples.label) + len(part.skipped),
+                skipped=dict(Counter(item.reason for item in part.skipped)),
+                classes={name: int(n) for name, n in zip(part.classes, counts, strict=True)},
+                parts=parts,
+                synthetic=part.synthetic,
+            )
+        )
+    return facts
+
+
+def _trained(here: Run, data: Data) -> list[str]:
+    config, sentences = here.config, []
+    start = f"the weights of {config.source.init_from}" if config.source.init_from else "random weights"
+    if data.source is not None:
+        sentences.append(f"Pretraining took {config.source.epochs:g} epochs from {start}.")
+    if data.target is not None:
+        sentences.append(
+            f"Each fold was fine-tuned for {config.target.epochs:g} epochs"
+            + (" from the pretrained body with a new head." if data.source is not None else f" from {start}.")
+        )
+    return sentences
