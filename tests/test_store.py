@@ -212,7 +212,8 @@ def _free_port() -> int:
 def test_two_processes_save_and_restore_together(tmp_path):
     worker = Path(__file__).parent / "faults" / "store_worker.py"
     port = _free_port()
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    # One device a process, whatever the tests around simulate.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[1])}
     workers = [
         subprocess.Popen(
             [sys.executable, str(worker), "pair", str(tmp_path), str(port), str(rank)],

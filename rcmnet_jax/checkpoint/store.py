@@ -10,9 +10,13 @@ written in a temporary folder, synced, and renamed last: that rename is the comm
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
+import logging
+import os
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,16 +24,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from rcmnet_jax import files
-from rcmnet_jax.checkpoint import manifest
+from rcmnet_jax.checkpoint import manifest, placement
 from rcmnet_jax.errors import Interrupted, UserError
 
 _BARRIER_SECONDS = 600
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_ROOM = 1 << 20  # bytes left over for metadata; arrays are compressed, so they come to no more than their size
 _operations = itertools.count()  # every process makes the same calls, so the numbers agree and name the barriers
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax, and the event loops it runs, log tracebacks of errors that are also raised; people are to read the one
+    sentence that `_explain` makes of them."""
+    error = record.exc_info[1] if record.exc_info else None
+    echo = error is not None and ("Event loop is closed" in str(error) or files.is_disk_full(error))
+    return "orbax" not in Path(record.pathname).parts and not echo
+
+
+for _logger in ("absl", "asyncio", "concurrent.futures"):
+    logging.getLogger(_logger).addFilter(_is_news)
 
 
 class Store:
@@ -80,7 +97,7 @@ class Store:
         self.wait()
         notes = manifest.dump(facts or {})
         leaves, _ = manifest.flatten(tree)
-        copies = {path: _own(leaf) for path, leaf in leaves.items()}
+        copies = {path: placement.own(leaf) for path, leaf in leaves.items()}
         # Not a daemon: a program that ends without close() still finishes its last save.
         self._thread = threading.Thread(target=self._run, args=(step, copies, notes), name="checkpoint-save")
         self._thread.start()
@@ -121,13 +138,13 @@ class Store:
         wanted = {path: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for path, leaf in wanted.items()}
         saved = json.loads((folder / manifest.LEAVES).read_text("utf-8"))
         manifest.check_fit(saved, manifest.describe(wanted), folder)
-        stored = {path: _abstract(leaf) for path, leaf in wanted.items() if np.size(leaf)}
+        stored = {path: placement.abstract(leaf) for path, leaf in wanted.items() if np.size(leaf)}
         found: manifest.Leaves = {}
         if stored:
-            orbax = _checkpointer(f"restore-{next(_operations)}")
-            tree = orbax.restore(folder / "state", args=ocp.args.StandardRestore(manifest.nest(stored)))
+            with _checkpointer(f"restore-{next(_operations)}") as orbax:
+                tree = orbax.restore(folder / "state", args=ocp.args.StandardRestore(manifest.nest(stored)))
             found, _ = manifest.flatten(tree)
-        leaves = [_place(found.get(path), leaf) for path, leaf in wanted.items()]
+        leaves = [placement.place(found.get(path), leaf) for path, leaf in wanted.items()]
         facts = json.loads((folder / manifest.FACTS).read_text("utf-8"))
         return step, jax.tree.unflatten(structure, leaves), facts
 
@@ -172,20 +189,25 @@ class Store:
         except BaseException as error:  # surfaces at the caller's next call, in its thread
             self._error = self._explain(step, error)
             if jax.process_index() == 0:
-                _clear(temporary)
+                with contextlib.suppress(OSError):  # frees the space; what stays is swept by the next save or restore
+                    files.remove(temporary)
 
     def _write(self, step: int, leaves: manifest.Leaves, notes: str, temporary: Path) -> None:
         main, operation = jax.process_index() == 0, f"save-{next(_operations)}"
         final = self.folder / manifest.step_folder(step)
-        if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.recover_folders(self.folder)
-            temporary.mkdir()
         stored = {path: leaf for path, leaf in leaves.items() if leaf.size}  # Orbax refuses empty arrays
+        # Barriers are reached after a failure too, or the other processes would wait for nothing.
         try:
+            if main:
+                self._make(temporary, sum(leaf.nbytes for leaf in stored.values()))
+        finally:
             _barrier(f"{operation}-made")
+        if not temporary.is_dir():
+            raise Interrupted(f"{final}: process 0 could not begin this step. Run again to go on from the step before.")
+        try:
             if stored:
-                _checkpointer(operation).save(temporary / "state", args=ocp.args.StandardSave(manifest.nest(stored)))
+                with _checkpointer(operation) as orbax:
+                    orbax.save(temporary / "state", args=ocp.args.StandardSave(manifest.nest(stored)))
             if main:
                 files.write_atomic(temporary / manifest.LEAVES, manifest.dump(manifest.describe(leaves)))
                 files.write_atomic(temporary / manifest.FACTS, notes)
@@ -193,11 +215,19 @@ class Store:
                 files.commit_folder(temporary, final)
                 self._prune(step)
         finally:
-            _barrier(f"{operation}-done")  # reached after a failure too, or the others would wait for nothing
-        if not main and not final.is_dir():
+            _barrier(f"{operation}-done")
+        if not final.is_dir():
             raise Interrupted(
                 f"{final}: process 0 could not commit this step. Run again to go on from the step before."
             )
+
+    def _make(self, temporary: Path, size: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.recover_folders(self.folder)
+        # Asked first: a disk that fills up half-way makes Orbax's threads fail one by one, each with a traceback.
+        if shutil.disk_usage(self.folder).free < size + _ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        temporary.mkdir()
 
     def _prune(self, written: int) -> None:
         """Only this far below a checkpoint that has just been committed, so that a sound one is always left."""
@@ -211,13 +241,15 @@ class Store:
 
     def _explain(self, step: int, error: BaseException) -> BaseException:
         """The error as the caller meets it: its own type, but for the ends that have an exit status of their own."""
-        steps = self.steps()
+        steps = []
+        with contextlib.suppress(OSError):  # a folder that cannot be listed either
+            steps = self.steps()
         last = f"step {steps[-1]} is untouched" if steps else "no step had been saved before"
         explained: BaseException = error
         if files.is_disk_full(error):
             text = f"{self.folder}: no space left while saving step {step}; {last}. Free some and run again to go on."
             explained = Interrupted(text)
-        elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        elif isinstance(error, OSError) and error.errno in _UNWRITABLE:
             text = f"{self.folder}: step {step} cannot be written ({error.strerror}); {last}. Choose another --workdir."
             explained = UserError(text)
         elif jax.process_count() > 1 and "DEADLINE_EXCEEDED" in str(error):
@@ -226,42 +258,6 @@ class Store:
         if explained is not error:
             explained.__cause__ = error
         return explained
-
-
-def _own(leaf: Any) -> Any:
-    """A copy whose memory nothing else writes to. On the CPU `np.asarray` would alias what the next step donates.
-
-    `device_put` is dispatched without waiting for the step that makes the array, and compiles nothing.
-    """
-    if not isinstance(leaf, jax.Array):
-        return np.array(leaf, copy=True)
-    if leaf.is_fully_addressable:
-        return jax.device_put(leaf, may_alias=False)
-    shards = [jax.device_put(shard.data, may_alias=False) for shard in leaf.addressable_shards]
-    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
-
-
-def _abstract(leaf: Any) -> Any:
-    """What Orbax is asked for in place of `leaf`."""
-    if isinstance(leaf, np.ndarray | np.generic) or _is_uncommitted(leaf):
-        return np.empty(leaf.shape, leaf.dtype)
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
-
-
-def _place(found: Any, like: Any) -> Any:
-    """`found` in memory of its own, placed as `like`; None stands for an empty array, which is not stored."""
-    if isinstance(like, np.ndarray | np.generic):
-        return np.zeros(like.shape, like.dtype) if found is None else np.array(found, copy=True)
-    if found is None:
-        return jnp.zeros(like.shape, like.dtype, device=like.sharding)
-    # An uncommitted array (a fresh jnp.zeros) follows the others it meets; committed to a device it would refuse them.
-    return jnp.array(found, copy=True) if _is_uncommitted(like) else _own(found)
-
-
-def _is_uncommitted(leaf: Any) -> bool:
-    plain = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return plain and not getattr(leaf, "committed", True)
 
 
 def _checkpointer(operation: str) -> ocp.Checkpointer:
@@ -279,11 +275,3 @@ def _checkpointer(operation: str) -> ocp.Checkpointer:
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         ocp.multihost.get_barrier_sync_fn()(key=f"rcmnet-{name}", timeout_ms=_BARRIER_SECONDS * 1000)
-
-
-def _clear(temporary: Path) -> None:
-    """Frees the space; what cannot be deleted now is swept at the next save or restore."""
-    try:
-        files.remove(temporary)
-    except OSError as error:
-        warnings.warn(f"{temporary}: could not be removed ({error.strerror}).", stacklevel=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.errors import RunError
@@ -45,6 +47,7 @@ def starve(folder: Path, limit: int) -> None:
 
 def pair(folder: Path, port: int, rank: int) -> None:
     """One of two processes with an array split over both, a copied one, and a damaged newest step."""
+    faulthandler.dump_traceback_later(60, exit=True)  # a deadlock shows where it stands
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -66,6 +69,7 @@ def pair(folder: Path, port: int, rank: int) -> None:
         jax.block_until_ready(jax.jit(lambda t: t["split"].sum(), out_shardings=copied)(state))
     store.close()
     assert store.steps() == [2, 3]
+    multihost_utils.sync_global_devices("both have looked")
     if rank == 0:
         next((folder / "step_000000003" / "state").glob("**/manifest.ocdbt")).write_bytes(b"x")
     found = store.restore(make(9))

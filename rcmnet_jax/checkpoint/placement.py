@@ -1,0 +1,45 @@
+"""Where a tree's arrays live and who owns their memory: copies before a save, places after a restore."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def own(leaf: Any) -> Any:
+    """A copy whose memory nothing else writes to. On the CPU `np.asarray` would alias what the next step donates.
+
+    `device_put` is dispatched without waiting for the step that makes the array, and compiles nothing.
+    """
+    if not isinstance(leaf, jax.Array):
+        return np.array(leaf, copy=True)
+    if leaf.is_fully_addressable:
+        return jax.device_put(leaf, may_alias=False)
+    shards = [jax.device_put(shard.data, may_alias=False) for shard in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+
+
+def abstract(leaf: Any) -> Any:
+    """What Orbax is asked for in place of `leaf`."""
+    if isinstance(leaf, np.ndarray | np.generic) or _is_uncommitted(leaf):
+        return np.empty(leaf.shape, leaf.dtype)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+
+
+def place(found: Any, like: Any) -> Any:
+    """`found` in memory of its own, placed as `like`; None stands for an empty array, which is not stored."""
+    if isinstance(like, np.ndarray | np.generic):
+        return np.zeros(like.shape, like.dtype) if found is None else np.array(found, copy=True)
+    if found is None:
+        return jnp.zeros(like.shape, like.dtype, device=like.sharding)
+    # An uncommitted array (a fresh jnp.zeros) follows the others it meets; committed to a device it would refuse them.
+    return jnp.array(found, copy=True) if _is_uncommitted(like) else own(found)
+
+
+def _is_uncommitted(leaf: Any) -> bool:
+    plain = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return plain and not getattr(leaf, "committed", True)
