@@ -18,6 +18,7 @@ from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import commit_folder, verify_sums, write_atomic, write_sums
 
 if TYPE_CHECKING:
+    from rcmnet_jax.evaluation.calibration import Calibrated
     from rcmnet_jax.models import Network
     from rcmnet_jax.training.sharding import Placement
 
@@ -45,11 +46,11 @@ class Bundle:
 
         return forward(self.network, self.params, self.batch_stats, images, placement)
 
-    def probabilities(self, images: np.ndarray, placement: Placement) -> np.ndarray:
-        """Probabilities (N, K) float64, calibrated where the bundle is."""
-        from rcmnet_jax.evaluation.predict import softmax
+    def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
+        """Probabilities (N, K) float64, calibrated where the bundle is, with its flags for doubt and strangeness."""
+        from rcmnet_jax.evaluation.calibration import apply
 
-        return softmax(self.logits(images, placement), float(self.calibration.get("temperature", 1.0)))
+        return apply(self.calibration, self.logits(images, placement), self.classes)
 
 
 def write(folder: Path, bundle: Bundle, card: str = "") -> None:

@@ -80,12 +80,8 @@ def _final_bundle(here: Run, data: Data, table: Table) -> None:
     made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
     facts: dict[str, Any] = {}
     if data.target is not None:
-        known = table.select(table.truth() >= 0)
-        log_p = np.log(np.maximum(known.probabilities, 1e-12))
-        facts = {
-            "temperature": float(calibration.fit_temperature(log_p, known.truth())),
-            "fitted_on": f"{len(known)} pooled out-of-fold predictions",
-        }
+        log_p = np.log(np.maximum(table.probabilities, 1e-12))
+        facts = calibration.calibrate(log_p, table.truth(), table.classes, fitted_on="pooled out-of-fold predictions")
     bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
         notes += splits.contradictions(target.examples, target.classes)
     found = _audit(config, source, holdout, target, folds, console)
     if is_main_process():
-        _write(workdir, config, source, holdout, target, folds, found)
+        _write(workdir, source, holdout, target, folds, found)
     barrier("intake")
     return Data(source, holdout, target, tuple(folds), tuple(notes), found)
 
@@ -135,7 +134,6 @@ def _audit(
 
 def _write(
     workdir: Path,
-    config: ExperimentConfig,
     source: PreparedSet | None,
     holdout: dict[str, Rows],
     target: PreparedSet | None,
@@ -165,12 +163,3 @@ def _write(
     write_json(folder / "audit.json", found.to_json())
     write_json(folder / "sets.json", sets)
 
-
-def as_progress(console: Console, name: str) -> Callable[[int, int], None]:
-    """A `progress(done, total)` callback that says a line at the end."""
-
-    def progress(done: int, total: int) -> None:
-        if done == total:
-            console.say(f"{name}: {total} images")
-
-    return progress

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcmnet_jax import __version__, bundle as bundles
+from rcmnet_jax import __version__
+from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig, config_hash
@@ -249,8 +250,9 @@ def table_of(
     bundle: Bundle, data: PreparedSet, rows: np.ndarray, placement: Placement, *, split: str, seed: int, fold: int
 ) -> Table:
     """Predictions of a bundle on prepared rows: what `predict` gives on the same images."""
-    found = bundle.probabilities(data.images(rows), placement)
-    return as_table(data, rows, found, split=split, seed=seed, fold=fold)
+    found = bundle.answers(data.images(rows), placement)
+    table = as_table(data, rows, found.probabilities, split=split, seed=seed, fold=fold)
+    return dataclasses.replace(table, abstain=found.abstain, ood=found.ood)
 
 
 def as_table(

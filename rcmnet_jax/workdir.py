@@ -47,7 +47,11 @@ def _claim(workdir: Path, config: ExperimentConfig) -> None:
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [text for key in {**old, **new} for text in _differences(old.get(key), new.get(key), f"{where}.{key}".strip("."))]
+        return [
+            text
+            for key in {**old, **new}
+            for text in _differences(old.get(key), new.get(key), f"{where}.{key}".strip("."))
+        ]
     return [] if old == new else [f"{where} was {old!r}, is now {new!r}"]
 
 

@@ -56,23 +56,25 @@ def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int
     """Predictions of a bundle on all of a prepared set; labels that are no class of the bundle stay empty."""
     examples = data.examples
     parts = [
-        bundle.probabilities(data.images(np.arange(start, min(start + chunk, len(examples.path)))), placement)
+        bundle.answers(data.images(np.arange(start, min(start + chunk, len(examples.path)))), placement)
         for start in range(0, len(examples.path), chunk)
     ]
     names = [data.classes[k] if k >= 0 else "" for k in examples.label]
     return make_table(
         examples.path,
-        np.concatenate(parts),
+        np.concatenate([part.probabilities for part in parts]),
         bundle.classes,
         label=[name if name in bundle.classes else "" for name in names],
         group=examples.group,
         sha256=examples.sha256,
+        abstain=np.concatenate([part.abstain for part in parts]),
+        ood=np.concatenate([part.ood for part in parts]),
         split=[split if split in ("train", "val", "test") else "" for split in examples.split.tolist()],
     )
 
 
 def evaluate(tables: Sequence[Path], output: Path, images: str | None) -> None:
-    """Writes metrics.json, figures and report.html of the first table, and with several comparison.json, to `output`."""
+    """Writes metrics.json, figures, report.html and, of several tables, comparison.json to the folder `output`."""
     from rcmnet_jax.report import evaluate_tables
 
     console = Console()

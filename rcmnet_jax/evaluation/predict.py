@@ -55,14 +55,6 @@ def forward(
     return np.concatenate([np.asarray(part) for part in parts])[: len(images)]
 
 
-def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (N, K) in float64 of logits (N, K) divided by a temperature."""
-    z = logits.astype(np.float64) / temperature
-    z = np.exp(z - z.max(-1, keepdims=True))
-    result: np.ndarray = z / z.sum(-1, keepdims=True)
-    return result
-
-
 @functools.lru_cache(maxsize=16)
 def _statistics(network: Network, placement: Placement) -> Callable[[Tree, Tree, jax.Array], Tree]:
     def run(params: Tree, batch_stats: Tree, images: jax.Array) -> Tree:
