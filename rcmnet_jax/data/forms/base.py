@@ -1,0 +1,172 @@
+"""What every form of DATA gives: a list of images with what is known of each, and the bytes of any of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from rcmnet_jax.errors import UserError
+
+EXTENSIONS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".mpo", ".png", ".tif", ".tiff", ".bmp", ".dib"),
+        *(".gif", ".webp", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".rgb", ".bw", ".ico"),
+    }
+)
+SPLITS = {
+    "": "", "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_JUNK = ("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db")
+MAX_FILE = 1 << 30  # bytes of one image file
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image. `path` is relative to DATA's root, with '/'; '' where group or split is not known, None: no label."""
+
+    path: str
+    label: str | None
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is no part of the set, and why, in a few words."""
+
+    path: str
+    reason: str
+
+
+class Source(ABC):
+    """An opened DATA: its images sorted by path, and what was left out. Reading is safe from several threads."""
+
+    synthetic = False
+
+    def __init__(self, spec: str, items: Iterable[Item], skipped: Iterable[Skipped] = ()):
+        self.spec = spec
+        self.items = sorted(items, key=lambda item: item.path)
+        self.skipped = list(skipped)
+
+    @abstractmethod
+    def read(self, item: Item) -> bytes:
+        """The bytes of the image's file.
+
+        Raises:
+          UnreadableError: they cannot be had; the message is the reason in a few words.
+        """
+
+    @abstractmethod
+    def stamp(self) -> str | None:
+        """A cheap mark of the content: as long as it is equal, no image has changed. None where none can be trusted."""
+
+
+class UnreadableError(Exception):
+    """A listed image whose bytes cannot be had; the message is the reason in a few words."""
+
+
+def stamp_of(files: Iterable[tuple[str, os.stat_result]], now: float) -> str | None:
+    """A mark from the files' names, sizes and times; None where one is younger than 2 s by `now` (seconds since 1970).
+
+    A file that was written a moment ago can be written again within the same tick of the file system's clock.
+    """
+    digest = hashlib.sha256()
+    for name, facts in files:
+        if max(facts.st_mtime, facts.st_ctime) > now - 2:
+            return None
+        line = f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}\0{facts.st_ino}\0{facts.st_dev}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the ending of a file's name is that of an image."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def junk_reason(path: str) -> str:
+    """Why a path is no image by its name alone: hidden, the system's, another kind; '' for images."""
+    parts = path.split("/")
+    if any(part.startswith(".") or part.lower() in _JUNK for part in parts):
+        return "hidden or system file"
+    if not is_image_name(parts[-1]):
+        return "not an image by its name"
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "name is not valid UTF-8"
+    return ""
+
+
+def printable(path: str) -> str:
+    """A path that can be written as UTF-8: bytes of no meaning become backslash escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def top_folder(paths: list[str]) -> str:
+    """'NAME/' where every path is NAME/CLASS/...: one folder around the class folders; else ''."""
+    tops = {path.split("/")[0] for path in paths}
+    if len(tops) == 1 and all(path.count("/") >= 2 for path in paths):
+        return tops.pop() + "/"
+    return ""
+
+
+def by_folder(paths: list[str], *, labelled: bool) -> tuple[str, list[Item], list[Skipped]]:
+    """Items of a class folder from its files' paths: the root inside (see `top_folder`), the images, and the rest.
+
+    The label is the first folder's name. Without `labelled`, images outside of any folder have the label None.
+    """
+    reasons = {path: junk_reason(path) for path in paths}
+    good = [path for path in paths if not reasons[path]]
+    root = top_folder(good)
+    items, skipped = [], []
+    for path in paths:
+        short = path.removeprefix(root)
+        label, slash, _ = short.partition("/")
+        if reasons[path]:
+            skipped.append(Skipped(printable(short), reasons[path]))
+        elif slash or not labelled:
+            items.append(Item(short, label if slash else None))
+        else:
+            skipped.append(Skipped(short, "not in a class folder"))
+    return root, items, skipped
+
+
+def clash(label: str) -> str:
+    """The form under which two labels count as the same but for case, space and Unicode spelling."""
+    return "".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def check_labels(spec: str, items: Iterable[Item]) -> None:
+    """Raises a UserError where two labels differ only by case or space."""
+    seen: dict[str, str] = {}
+    for label in sorted({item.label for item in items if item.label is not None}):
+        other = seen.setdefault(clash(label), label)
+        if other != label:
+            raise UserError(f"{spec}: class '{label}' differs from '{other}' only by case and space. Use one form.")
+
+
+def read_plain(path: Path) -> bytes:
+    """All bytes of a plain file; never waits on a pipe or a device.
+
+    Raises:
+      UnreadableError: the reason in a few words.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode):
+                raise UnreadableError("not a plain file")
+            if facts.st_size > MAX_FILE:
+                raise UnreadableError(f"larger than {MAX_FILE >> 20} MiB")
+            return file.read()
+    except OSError as error:
+        raise UnreadableError(f"cannot be read ({error.strerror})") from error
