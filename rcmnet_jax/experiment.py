@@ -26,7 +26,7 @@ from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement, is_main_process
 from rcmnet_jax.training.stop import StopRequest
-from rcmnet_jax.workdir import opened, write_json
+from rcmnet_jax.workdir import note_environment, opened, write_json
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
@@ -44,6 +44,8 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
             console.say(f"{workdir}: this run is finished; its report is {workdir / 'report.html'}")
             return
         runtime.canary()
+        if is_main_process():
+            note_environment(workdir, console)
         stop = StopRequest().install()
         records = Records(workdir, active=is_main_process())
         try:

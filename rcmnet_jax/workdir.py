@@ -18,7 +18,7 @@ from rcmnet_jax.training.sharding import barrier, is_main_process
 
 @contextmanager
 def opened(workdir: Path, config: ExperimentConfig, console: Console) -> Iterator[None]:
-    """Holds the workdir for this run; config.json and environment.json stand in it when the block begins.
+    """Holds the workdir for this run; config.json stands in it when the block begins.
 
     Raises:
       UserError: another process holds it, or it belongs to a run with another config.
@@ -27,7 +27,6 @@ def opened(workdir: Path, config: ExperimentConfig, console: Console) -> Iterato
         if is_main_process():
             recover_folders(workdir)
             _claim(workdir, config)
-            _note_environment(workdir, console)
         barrier("workdir")
         yield
 
@@ -55,7 +54,8 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where} was {old!r}, is now {new!r}"]
 
 
-def _note_environment(workdir: Path, console: Console) -> None:
+def note_environment(workdir: Path, console: Console) -> None:
+    """Writes environment.json, or warns where the run goes on in another environment than it began in."""
     path, now = workdir / "environment.json", runtime.environment()
     if path.exists():
         changed = _differences(read_json(path), json.loads(json.dumps(now)))

@@ -46,7 +46,7 @@ def test_updates_equal_pytorch(name):
 
 
 def test_clipping_bounds_the_global_norm():
-    rule = optimizers.make(OptimizerConfig(clip_norm=1.0, momentum=0.0, weight_decay=0.0), lambda path: True)
+    rule = optimizers.make(OptimizerConfig(clip_norm=1.0, momentum=0.0, weight_decay=0.0), bool)
     params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
     big = {"a": jnp.full(4, 30.0), "b": jnp.full(4, -40.0)}
     directions, _ = rule.update(big, rule.init(params), params)

@@ -1,0 +1,198 @@
+"""The main job at toy size, by the real command: what it leaves, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcmnet_jax.files import verify_sums
+from tests.commands import ROOT, launch, run, start
+
+pytestmark = pytest.mark.slow
+METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier", "ece")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    status, out, err = launch(workdir)
+    assert status == 0, err
+    return workdir, out
+
+
+def leaves(workdir, *arms):
+    return [path for arm in arms for path in sorted((workdir / arm).glob("seed_*/fold_*"))]
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_ends_with_a_table_and_the_path_of_the_report(smoke):
+    workdir, out = smoke
+    assert "SYNTHETIC" in out
+    assert all(arm in out for arm in ("transfer", "scratch", "shortcut"))
+    assert str(workdir / "report.html") in out
+    assert "Research use only, not a medical device" in out
+
+
+def test_the_workdir_holds_what_scripts_rely_on(smoke):
+    workdir, _ = smoke
+    for name in (
+        "config.json", "environment.json", "log.jsonl", "tensorboard", "data/audit.json", "data/splits.csv",
+        "pretrain/bundle", "predictions.csv", "metrics.json", "report.html", "transfer/final/bundle",
+    ):  # fmt: skip
+        assert (workdir / name).exists(), name
+    for leaf in leaves(workdir, "transfer", "scratch"):
+        assert {"predictions.csv", "metrics.json", "checkpoints", "bundle"} <= {p.name for p in leaf.iterdir()}
+    assert len(leaves(workdir, "transfer", "scratch", "shortcut")) == 6
+    for bundle in workdir.rglob("bundle"):
+        assert verify_sums(bundle) == []
+        assert json.loads((bundle / "bundle.json").read_text())["format_version"] == 1
+        assert "not a medical device" in (bundle / "card.md").read_text()
+        assert "SYNTHETIC" in (bundle / "card.md").read_text()
+
+
+def test_every_target_image_is_predicted_once_out_of_fold(smoke):
+    workdir, _ = smoke
+    rows = table(workdir / "predictions.csv")
+    assert len({row["path"] for row in rows}) == len(rows) == 64
+    assert {row["split"] for row in rows} == {"oof"}
+    folds = {}
+    for row in rows:
+        folds.setdefault(row["group"], set()).add(row["fold"])
+    assert all(len(found) == 1 for found in folds.values())
+
+
+def test_metrics_have_intervals_that_hold_their_value(smoke):
+    workdir, _ = smoke
+    for path in [workdir / "metrics.json", *workdir.glob("*/seed_0/fold_*/metrics.json")]:
+        metrics = json.loads(path.read_text())
+        for name in METRICS:
+            metric = metrics[name]
+            if metric["value"] is None:
+                assert metric["reason"]
+            else:
+                assert metric["low"] <= metric["value"] <= metric["high"]
+
+
+def test_predict_repeats_each_leafs_table(smoke, tmp_path):
+    workdir, _ = smoke
+    for i, leaf in enumerate([workdir / "pretrain", *leaves(workdir, "transfer", "scratch")]):
+        data = "synthetic:pbc-tiny" if leaf.name == "pretrain" else "synthetic:cart-tiny"
+        out = tmp_path / f"{i}.csv"
+        status, _, err = run("-m", "rcmnet_jax", "predict", leaf / "bundle", data, "--output", out)
+        assert status == 0, err
+        again = {row["path"]: row for row in table(out)}
+        for row in table(leaf / "predictions.csv"):
+            other = again[row["path"]]
+            assert (row["sha256"], row["label"], row["group"]) == (other["sha256"], other["label"], other["group"])
+            for name in row:
+                if name.startswith("p_"):
+                    assert abs(float(row[name]) - float(other[name])) < 1e-5
+
+
+def test_a_finished_run_says_so_and_does_nothing(smoke):
+    workdir, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
+    status, out, _ = launch(workdir)
+    assert status == 0
+    assert "finished" in out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_another_config_in_the_same_workdir_is_refused(smoke):
+    workdir, _ = smoke
+    status, _, err = launch(workdir, "--config.seed=5")
+    assert status == 2
+    assert "seed was 0, is now 5" in err
+    assert "Traceback" not in err
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(smoke, tmp_path):
+    done, _ = smoke
+    workdir = tmp_path / "stopped"
+    words = (ROOT / "launch.py", "--config=configs/cart.py:smoke", f"--workdir={workdir}")
+    process = start(*words)
+    deadline = time.time() + 300
+    while not list(workdir.glob("pretrain/checkpoints/step_*")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 75, err
+    assert b"Traceback" not in err
+    status, _, err_text = run(*words)
+    assert status == 0, err_text
+    assert (workdir / "bundle/SHA256SUMS").read_text() == (done / "bundle/SHA256SUMS").read_text()
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    workdir = tmp_path / "busy"
+    process = start(ROOT / "launch.py", "--config=configs/cart.py:smoke", f"--workdir={workdir}")
+    try:
+        deadline = time.time() + 120
+        while not (workdir / "config.json").exists() and time.time() < deadline:
+            time.sleep(0.05)
+        status, _, err = launch(workdir)
+    finally:
+        process.kill()
+        process.communicate()
+    assert status == 2
+    assert "in use" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--config.sorce.data=x",), "sorce"),
+        (("--config.batch_size=many",), "batch_size"),
+        (("--config.batch_size=0",), "batch_size"),
+        (("stray",), "stray"),
+        (("--nonsense=1",), "nonsense"),
+        (("--config.source.data=/nowhere/at.all",), "/nowhere/at.all"),
+        (("--config.target.folds=9",), "folds"),
+        (("--config.source.init_from=/nowhere",), "init_from"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(tmp_path, words, sentence):
+    status, _, err = launch(tmp_path / "bad", *words)
+    assert status == 2, err
+    assert sentence in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_pretraining_alone_leaves_its_own_bundle_at_the_top(tmp_path):
+    status, out, err = launch(tmp_path / "pbc", config="configs/pbc.py:smoke")
+    assert status == 0, err
+    metrics = json.loads((tmp_path / "pbc/metrics.json").read_text())
+    assert metrics["n"] == len(table(tmp_path / "pbc/predictions.csv")) == 16
+    assert "pretrain" in out
+    assert (tmp_path / "pbc/report.html").stat().st_size > 10_000
+
+
+def test_real_cells_go_the_whole_way(tmp_path, real_data):
+    status, out, err = launch(
+        tmp_path / "real",
+        f"--config.source.data={real_data / 'pbc_tiny/manifest.csv'}",
+        f"--config.target.data={real_data / 'tcell/manifest.csv'}",
+        "--config.target.folds=auto",
+        "--config.source.epochs=1.0",
+        "--config.target.epochs=1.0",
+    )
+    assert status == 0, err
+    rows = table(tmp_path / "real/predictions.csv")
+    assert len(rows) == 656
+    assert len({row["fold"] for row in rows}) == 4
+    assert "SYNTHETIC" not in out
+    report = (tmp_path / "real/report.html").read_text()
+    assert "Research use only" in report
+    assert not np.isnan(float(rows[0]["confidence"]))
+    assert Path(tmp_path / "real/comparison.json").exists()
