@@ -110,12 +110,16 @@ def build(source: Source, rule: ImageRule, parent: Path, progress: Progress | No
       UserError: not one image could be read.
       OSError: for instance no space left; nothing stays behind.
     """
+    from threadpoolctl import threadpool_limits
+
     _need_space(parent, len(source.items) * rule.size**2 * 3)
     temporary = parent / f".tmp-{os.getpid()}"
     files.remove(temporary)
     temporary.mkdir()
     try:
-        made = _write_records(source, rule, temporary / RECORDS, progress)
+        with threadpool_limits(1, user_api="blas"):
+            # The cores are taken already: BLAS's own threads would wait for one another, 50 times slower when drawing.
+            made = _write_records(source, rule, temporary / RECORDS, progress)
         key = _key(source.items, made, rule)
         _write_index(source, rule, made, temporary)
         files.write_sums(temporary)
