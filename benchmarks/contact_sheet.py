@@ -1,0 +1,94 @@
+"""Draws a contact sheet of one or more sets of cell images: a row per class, so that a person sees what a network sees.
+
+    python benchmarks/contact_sheet.py synthetic:pbc synthetic:cart --colours 160 --output docs/images/synthetic.png
+
+DATA is anything that the package reads: a folder with one sub-folder per class, a CSV, a zip, an .npz, synthetic:NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rcmnet_jax.errors import UserError
+
+Reader = Callable[[int], np.ndarray]
+MARGIN, TITLE, NAMES = 4, 22, 150  # pixels: gap between tiles' rows, height of a title, width of the classes' names
+
+
+def open_set(spec: str, seed: int) -> tuple[list[str], Reader]:
+    """The label of every image of `spec`, and a function from an index to (H, W, 3) uint8."""
+    if spec.startswith("synthetic:"):
+        from rcmnet_jax.data import synthetic
+
+        return [item.label for item in synthetic.catalogue(spec)], lambda i: synthetic.render(spec, i, seed)
+    from rcmnet_jax.data.images import decode
+    from rcmnet_jax.data.sources import open_source
+
+    source = open_source(spec)
+    return [str(item.label) for item in source.items], lambda i: decode(source.read(source.items[i]))
+
+
+def block(spec: str, columns: int, tile: int, seed: int) -> Image.Image:
+    """The rows of one set: its name above, the classes' names on the left, `columns` images drawn at random of each."""
+    labels, read = open_set(spec, seed)
+    classes = sorted(set(labels))
+    sheet = Image.new("RGB", (NAMES + columns * tile, TITLE + len(classes) * (tile + MARGIN)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    note = "   synthetic images, drawn by code: no real cells" if spec.startswith("synthetic:") else ""
+    pen.text((2, 3), f"{spec}{note}", "black", font)
+    rng = np.random.default_rng(seed)
+    for row, name in enumerate(classes):
+        top = TITLE + row * (tile + MARGIN)
+        pen.text((2, top + tile / 2 - 8), name, "black", font)
+        members = np.flatnonzero(np.array(labels) == name)
+        for column, index in enumerate(rng.permutation(members)[:columns]):
+            image = Image.fromarray(read(int(index))).resize((tile, tile), Image.Resampling.LANCZOS)
+            sheet.paste(image, (NAMES + column * tile, top))
+    return sheet
+
+
+def contact_sheet(specs: list[str], columns: int, tile: int, seed: int) -> Image.Image:
+    """All sets' rows, one under the other."""
+    blocks = [block(spec, columns, tile, seed) for spec in specs]
+    sheet = Image.new("RGB", (blocks[0].width, sum(part.height for part in blocks)), "white")
+    top = 0
+    for part in blocks:
+        sheet.paste(part, (0, top))
+        top += part.height
+    return sheet
+
+
+def main() -> int:
+    """Reads the arguments and writes the PNG; status 2 if DATA cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", metavar="DATA")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png")
+    parser.add_argument("--columns", type=int, default=8, help="images of each class (default 8)")
+    parser.add_argument("--tile", type=int, default=64, help="side of an image on the sheet, pixels (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice, and of synthetic images (default 0)")
+    parser.add_argument(
+        "--colours", type=int, default=0, help="palette of 2 to 256 colours, a smaller file; 0: full colour"
+    )
+    args = parser.parse_args()
+    try:
+        sheet = contact_sheet(args.data, args.columns, args.tile, args.seed)
+    except UserError as fault:
+        print(fault, file=sys.stderr)
+        return fault.status
+    if args.colours:
+        # Median cut would spend the palette on the red cells and dull the few orange granules.
+        sheet = sheet.quantize(args.colours, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(args.output, optimize=True)
+    print(f"{args.output}: {sheet.width}x{sheet.height} pixels, {args.output.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
