@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as sk
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import influence
@@ -39,6 +38,7 @@ def outcome(table):
 
 @pytest.mark.parametrize(("k", "signal"), [(2, 1.0), (5, 2.0)])
 def test_values_agree_with_scikit_learn(k, signal):
+    sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     table = fake(200, k, signal=signal)
     y, p = table.truth(), table.probabilities
     said, one_hot = p.argmax(1), np.eye(k)[y]
@@ -67,6 +67,7 @@ def test_values_agree_with_scikit_learn(k, signal):
 
 
 def test_tied_scores_count_as_scikit_learn_counts_them():
+    sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     table = fake(150, 3)
     p = np.round(table.probabilities, 1)
     rows = Outcome(table.truth(), p.argmax(1), p)
@@ -198,3 +199,20 @@ def test_intervals_cover_the_truth_at_their_level(groups):
     found = coverage(Setting(images=500, classes=3, signal=2.0, groups=groups, spread=0.7), tables=300, seed=1)
     for name, share in found.items():
         assert 0.915 <= share <= 0.98, name
+
+
+def test_a_group_in_two_folds_is_warned_of():
+    cut, whole = fake(groups=10), fake(groups=12)  # folds go by fours: 12 groups fit them, 10 do not
+    assert compute(cut)["groups_cut"] == 10
+    assert any("more than one fold" in line for line in compute(cut)["warnings"])
+    assert compute(whole)["groups_cut"] == 0
+
+
+def test_rows_that_were_trained_on_are_warned_of():
+    table = fake(40)
+    more = make_table(
+        table.path, table.probabilities, table.classes, label=table.label, split=["train"] + ["test"] * 39
+    )
+    found = compute(more)
+    assert found["splits"] == {"test": 39, "train": 1}
+    assert any("1 rows were trained on" in line for line in found["warnings"])

@@ -52,6 +52,8 @@ def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = 
         "classes": list(table.classes),
         "rows": len(labelled),
         "unlabelled": len(table) - len(labelled),
+        "splits": {name: int((labelled.split == name).sum()) for name in sorted(set(labelled.split.tolist()))},
+        "groups_cut": _groups_cut(labelled),
         **_headlines(units, outcomes, seed),
         "macro_auprc": _macro(units, outcomes, influence.macro_auprc),
         "mcc": _macro(units, outcomes, influence.mcc, "signed", by_class=False),
@@ -201,6 +203,16 @@ def _selective(table: Table) -> dict[str, Any]:
     }
 
 
+def _groups_cut(table: Table) -> int:
+    """Number of groups that stand in more than one fold of one seed: a leak, unless the groups mean something else."""
+    rows = zip(table.group.tolist(), table.seed.tolist(), table.fold.tolist(), strict=True)
+    held = {(group, seed, fold) for group, seed, fold in rows if group and fold >= 0}
+    folds: dict[tuple[str, int], int] = {}
+    for group, seed, _ in held:
+        folds[group, seed] = folds.get((group, seed), 0) + 1
+    return len({group for (group, _), count in folds.items() if count > 1})
+
+
 def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
     said = []
     absent = [name for name in table.classes if not (table.label == name).any()]
@@ -222,6 +234,8 @@ def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
         single = [name for k, name in enumerate(table.classes) if held[k] == 1]
         if single:
             said.append(f"All images of {', '.join(single)} come from one group: class and group cannot be told apart.")
+    if cut := _groups_cut(table):
+        said.append(f"{cut} groups stand in more than one fold: their images were trained on as well as tested.")
     if (table.split == "train").any():
         said.append(f"{int((table.split == 'train').sum())} rows were trained on: the values are too good.")
     worst = min(_per_part(table, "group"), key=lambda part: float(part["top1"]["high"]), default=None)

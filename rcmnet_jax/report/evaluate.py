@@ -84,7 +84,7 @@ def _reader(images: str | ImageReader | None) -> ImageReader | None:
     if images is None or callable(images):
         return images
     from rcmnet_jax.data.images import ImageError, decode
-    from rcmnet_jax.data.sources import open_source
+    from rcmnet_jax.data.sources import UnreadableError, open_source
 
     source = open_source(images, labelled=False)
     items = {item.path: item for item in source.items}
@@ -92,7 +92,7 @@ def _reader(images: str | ImageReader | None) -> ImageReader | None:
     def read(path: str) -> NDArray[np.uint8] | None:
         try:
             return decode(source.read(items[path])) if path in items else None
-        except ImageError:
+        except (ImageError, UnreadableError):
             return None  # the report goes without this example
 
     return read

@@ -67,7 +67,7 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
 
     jinja = Environment(loader=PackageLoader("rcmnet_jax.report"), autoescape=True, undefined=StrictUndefined)
     jinja.filters["metric"] = story.number
-    jinja.globals["enumerate"] = enumerate
+
     css = jinja.get_template("report.css").render(light=drawing.LIGHT, dark=drawing.DARK)
     name, main = story.headline(metrics)
     wrong, right = examples(inputs)

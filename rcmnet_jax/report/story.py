@@ -37,12 +37,17 @@ def trained(inputs: ReportInputs, metrics: Metrics) -> list[str]:
     if not inputs.data and not inputs.trained:
         lines.append("A predictions table alone was given; what the model was trained on is not stated in it.")
     groups = f" of {metrics['groups']} groups" if metrics["groups"] else ""
-    folds = len({(part["seed"], part["fold"]) for part in metrics["per_fold"]})
-    held = f", each predicted by a model that never saw it ({folds} folds)" if folds > 1 else ""
-    if (inputs.table.split == "train").any():
+    held = f", each predicted by a model that never saw it ({len(metrics['per_fold'])} folds)"
+    held = held if out_of_fold(metrics) else ""
+    if "train" in metrics["splits"]:
         held = ", some of which the model was trained on"
     lines.append(f"Tested on {metrics['n']} images{groups} in {len(metrics['classes'])} classes{held}.")
     return lines
+
+
+def out_of_fold(metrics: Metrics) -> bool:
+    """Whether the table says of every row that it was predicted out of its fold."""
+    return list(metrics["splits"]) == ["oof"] and len(metrics["per_fold"]) > 1
 
 
 def _set(facts: DataFacts) -> str:

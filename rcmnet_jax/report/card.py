@@ -1,0 +1,233 @@
+"""The model card: what a reader of TRIPOD+AI or CLAIM would ask, what is known of it, and what is missing.
+
+Items after TRIPOD+AI (Collins et al. 2024) and CLAIM (Mongan et al. 2020), in our words and merged where
+the two ask the same; an item is filled in only from facts at hand, and the rest is listed for a person to fill in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rcmnet_jax.evaluation.metrics import summary_rows
+from rcmnet_jax.report import story
+from rcmnet_jax.report.inputs import DataFacts
+
+NOTICE = "Research use only, not a medical device: never for diagnosis or the care of a patient."
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card is made from; all but the model and classes may be missing.
+
+    `preprocessing`, `calibration` and `provenance` are as in the bundle; `metrics` from `compute`; `answers` maps an
+    item's key (see ITEMS) to words of the person who publishes the model, which take the place of anything derived.
+    """
+
+    model: str
+    classes: Sequence[str]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    data: Sequence[DataFacts] = ()
+    metrics: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    findings: Sequence[Mapping[str, Any]] | None = None
+    comparison: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a reporting guideline asks for; `sources` name its items there."""
+
+    key: str
+    section: str
+    question: str
+    sources: str
+
+
+ITEMS = (
+    Item(
+        "use",
+        "Intended use",
+        "What is it for, and who would use it at which point of care?",
+        "TRIPOD+AI 3, 27; CLAIM 3",
+    ),
+    Item("out_of_scope", "Intended use", "For what must it not be used?", "TRIPOD+AI 27; CLAIM 39"),
+    Item("classes", "Model", "What does it tell apart?", "TRIPOD+AI 8; CLAIM 14"),
+    Item(
+        "architecture", "Model", "Which network, in which version, with how many parameters?", "TRIPOD+AI 22; CLAIM 22"
+    ),
+    Item("input", "Model", "What must an input look like, and how is it prepared?", "TRIPOD+AI 7, 9; CLAIM 9"),
+    Item("initial", "Model", "From which weights did training start?", "CLAIM 24"),
+    Item("sources", "Data", "Which data, how many images, of how many people?", "TRIPOD+AI 5, 20; CLAIM 7"),
+    Item(
+        "dates",
+        "Data",
+        "When and where were they taken, with which stain, scanner and magnification?",
+        "TRIPOD+AI 5, 6",
+    ),
+    Item("people", "Data", "Who were the patients: age, sex, disease, treatment?", "TRIPOD+AI 20; CLAIM 34"),
+    Item(
+        "labels",
+        "Data",
+        "Who labelled, by which rule, how many readers, how well do they agree?",
+        "TRIPOD+AI 8; CLAIM 14-18",
+    ),
+    Item("exclusions", "Data", "What was left out, and why?", "TRIPOD+AI 6, 20; CLAIM 8, 33"),
+    Item("ethics", "Data", "Which ethics board, consent and licence?", "TRIPOD+AI 17; CLAIM 12"),
+    Item("audit", "Data", "Were duplicates, leakage and shortcuts looked for?", "CLAIM 21"),
+    Item(
+        "partitions",
+        "Evaluation",
+        "How were training and test parted, and at which level?",
+        "TRIPOD+AI 12; CLAIM 20-21",
+    ),
+    Item("size", "Evaluation", "Why is the number of images enough?", "TRIPOD+AI 10; CLAIM 19"),
+    Item("results", "Evaluation", "How good is it, with which certainty?", "TRIPOD+AI 23; CLAIM 35-36"),
+    Item("groups", "Evaluation", "For whom or where is it worse?", "TRIPOD+AI 14, 23"),
+    Item("failures", "Evaluation", "What does it get wrong?", "CLAIM 37"),
+    Item("baselines", "Evaluation", "Against what was it compared?", "TRIPOD+AI 25"),
+    Item("calibration", "Evaluation", "Are its probabilities true, and when does it abstain?", "TRIPOD+AI 12, 15"),
+    Item("external", "Evaluation", "Was it tried on data from elsewhere?", "TRIPOD+AI 16; CLAIM 32"),
+    Item("limits", "Limits", "What are its known limits?", "TRIPOD+AI 26; CLAIM 38"),
+    Item("training", "Reproduction", "Which settings, seed and software made it?", "TRIPOD+AI 12, 21; CLAIM 23, 25"),
+    Item("code", "Reproduction", "Where are code, weights and data?", "TRIPOD+AI 18; CLAIM 41"),
+    Item("registration", "Reproduction", "Was there a protocol or a registration?", "TRIPOD+AI 18; CLAIM 40"),
+    Item("funding", "Reproduction", "Who paid, and who has an interest?", "TRIPOD+AI 18; CLAIM 42"),
+)
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card in Markdown, equal for equal facts; names from data cannot become markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # Markdown, not HTML: `plain` escapes what both would take as markup.
+    jinja = Environment(loader=PackageLoader("rcmnet_jax.report"), autoescape=False, undefined=StrictUndefined)
+    jinja.filters["plain"] = plain
+    known = answers(facts)
+    sections: dict[str, list[tuple[Item, list[str]]]] = {}
+    for item in ITEMS:
+        if item.key in known:
+            sections.setdefault(item.section, []).append((item, known[item.key]))
+    text: str = jinja.get_template("card.md").render(
+        model=facts.model,
+        count=len(facts.classes),
+        notice=NOTICE,
+        synthetic=any(data.synthetic for data in facts.data),
+        sections=sections,
+        missing=[item for item in ITEMS if item.key not in known],
+        total=len(ITEMS),
+        answered=len(known),
+        rows=summary_rows(facts.metrics) if facts.metrics else [],
+        n=facts.metrics["n"] if facts.metrics else 0,
+        groups=facts.metrics["groups"] if facts.metrics else 0,
+    )
+    return text
+
+
+def answers(facts: CardFacts) -> dict[str, list[str]]:
+    """Lines for each item that is known, by key."""
+    known = {
+        "out_of_scope": [NOTICE],
+        "classes": [", ".join(facts.classes)],
+        "architecture": [facts.model],
+        "input": _input(facts.preprocessing),
+        "initial": _words(facts.provenance.get("initialised_from")),
+        "sources": [_set(data) for data in facts.data],
+        "exclusions": [_exclusions(data) for data in facts.data],
+        "audit": _audit(facts.findings),
+        "baselines": list((facts.comparison or {}).get("sentences", [])),
+        "calibration": _calibration(facts.calibration),
+        "training": _words(facts.provenance),
+        **(_evaluated(facts.metrics) if facts.metrics else {}),
+    }
+    known |= {key: [text] for key, text in facts.answers.items()}
+    return {item.key: known[item.key] for item in ITEMS if known.get(item.key)}
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML show as it stands, on one line."""
+    line = " ".join(str(text).split())
+    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        line = line.replace(mark, shown)
+    return "".join("\\" + c if c in "\\`*_[]|#" else c for c in line)
+
+
+def _input(rule: Mapping[str, Any]) -> list[str]:
+    if not rule:
+        return []
+    words = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
+    shape = words.get(str(rule.get("square")), "made square")
+    size, kept = rule.get("size"), float(rule.get("crop", 1.0))
+    part = f"the central {kept:.0%} of the side kept, " if kept < 1 else ""
+    resample = rule.get("resample", "bilinear")
+    return [f"RGB images of single cells, {shape}, {part}resized to {size} x {size} pixels ({resample}, antialiased)."]
+
+
+def _set(data: DataFacts) -> str:
+    groups = f" of {data.groups} groups" if data.groups else ", no groups given"
+    kind = " (SYNTHETIC)" if data.synthetic else ""
+    shares = ", ".join(f"{count} {name}" for name, count in data.classes.items())
+    return f"{data.role}: {data.name}{kind}, {data.images} images{groups}" + (f": {shares}." if shares else ".")
+
+
+def _exclusions(data: DataFacts) -> str:
+    if not data.skipped:
+        return f"{data.role}: nothing was left out." if data.found is not None else f"{data.role}: not known."
+    return f"{data.role}: " + "; ".join(f"{count} x {reason}" for reason, count in data.skipped.items()) + "."
+
+
+def _audit(findings: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if findings is None:
+        return []
+    told = [f"{f['level']}, {f['name']}: {f['message']}" for f in findings]
+    return told or ["Looked for; nothing found."]
+
+
+def _calibration(facts: Mapping[str, Any]) -> list[str]:
+    if not facts:
+        return []
+    lines = [f"Temperature {facts['temperature']:.3f}, fitted on {facts.get('fitted_on') or 'held-out rows'}."]
+    if conformal := facts.get("conformal"):
+        rare = f" No promise for {', '.join(conformal['rare'])}: too few images." if conformal["rare"] else ""
+        promised = f"the class-conditional conformal set at {1 - conformal['alpha']:.0%} coverage"
+        lines.append(f"It abstains unless exactly one class is in {promised}.{rare}")
+    if ood := facts.get("ood"):
+        lines.append(
+            f"Images whose energy exceeds that of {ood['kept']:.0%} of known images are flagged as unlike them."
+        )
+    return lines
+
+
+def _evaluated(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
+    name, main = story.headline(metrics)
+    first = [] if main["value"] is None else [f"{name} {story.number(main['value'])}."]
+    known = {
+        "partitions": _partitions(metrics),
+        "results": [*first, *story.certainty(metrics)],
+        "failures": story.fails(metrics),
+        "limits": list(metrics["warnings"]),
+    }
+    if len(metrics["per_group"]) > 1:
+        values = sorted(float(part["top1"]["value"]) for part in metrics["per_group"])
+        spread = f"{story.number(values[0])} to {story.number(values[-1])}"
+        known["groups"] = [f"Top-1 over {len(values)} groups: {spread}. By sex, age or disease: not known."]
+    return known
+
+
+def _partitions(metrics: Mapping[str, Any]) -> list[str]:
+    folds = len(metrics["per_fold"])
+    lines = [f"{folds} folds, each predicted by a model that had not seen it."] if story.out_of_fold(metrics) else []
+    if not metrics["groups"]:
+        return [*lines, "Parted by single images, since no groups are given."]
+    if folds > 1 and metrics["groups_cut"] == 0:
+        lines.append("No group (patient or smear) stands in two folds.")
+    return lines
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [f"{key}: {item}" for key, item in sorted(value.items()) if not isinstance(item, Mapping)]
+    return [str(value)] if value else []

@@ -1,0 +1,66 @@
+"""The model card fills in what is known, lists what is not, and lets no name become markup."""
+
+import numpy as np
+
+from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.tables import make_table
+from rcmnet_jax.report.card import ITEMS, CardFacts, answers, plain, render_card
+from rcmnet_jax.report.inputs import DataFacts
+
+
+def measured():
+    rng = np.random.default_rng(0)
+    truth, logits = np.arange(60) % 2, rng.normal(size=(60, 2))
+    logits[np.arange(60), truth] += 2
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    names = ("blast", "mono_cyte")
+    group = [f"g{i % 12}" for i in range(60)]
+    paths = [str(i) for i in range(60)]
+    return compute(make_table(paths, p, names, label=[names[k] for k in truth], group=group, fold=np.arange(60) % 3))
+
+
+def test_a_bare_card_lists_nearly_everything_as_missing():
+    text = render_card(CardFacts("rcmnet", ("a", "b")))
+    assert "Research use only, not a medical device" in text
+    assert "Who labelled" in text.split("## Not stated")[1]
+    assert "3 of 26 items are answered" in text
+
+
+def test_known_items_are_filled_in_and_leave_the_missing_list():
+    facts = CardFacts(
+        "rcmnet",
+        ("blast", "mono_cyte"),
+        preprocessing={"size": 64, "square": "pad", "crop": 0.8, "resample": "bilinear"},
+        data=[DataFacts("target", "cells", 60, groups=12, skipped={"no image": 2}, synthetic=True)],
+        metrics=measured(),
+        calibration={"temperature": 1.25, "fitted_on": "60 rows", "conformal": {"alpha": 0.1, "rare": ["blast"]}},
+        findings=[],
+        comparison={"sentences": ["rcmnet beats nothing."]},
+        provenance={"seed": 0, "initialised_from": "weights.safetensors"},
+        answers={"ethics": "Approved by nobody: a test."},
+    )
+    text = render_card(facts)
+    shown, missing = text.split("## Not stated")
+    for words in (
+        "SYNTHETIC DATA",
+        "64 x 64",
+        "12 groups",
+        "1.250",
+        "2 x no image",
+        "Approved by nobody",
+        "Top-1 accuracy",
+    ):
+        assert words in shown, words
+    assert "mono\\_cyte" in shown
+    assert "ethics board" not in missing
+    assert render_card(facts) == text
+    assert set(answers(facts)) <= {item.key for item in ITEMS}
+
+
+def test_hostile_names_stay_text():
+    name = "<script>alert(1)</script>\n# [x](javascript:y) |"
+    text = render_card(CardFacts(name, (name,), data=[DataFacts("target", name, 1, skipped={name: 1})]))
+    assert "<script" not in text
+    assert "\n# [" not in text
+    assert "[x](" not in text
+    assert plain("a\n*b*") == "a \\*b\\*"
