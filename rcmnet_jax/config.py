@@ -182,18 +182,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def from_dict(
-    values: Mapping[str, Any],
-    kind: type[T] = ExperimentConfig,
-    where: str = "config",  # type: ignore[assignment]
-) -> T:
+@typing.overload
+def from_dict(values: Mapping[str, Any]) -> ExperimentConfig: ...
+@typing.overload
+def from_dict(values: Mapping[str, Any], kind: type[T], where: str = "config") -> T: ...
+def from_dict(values: Mapping[str, Any], kind: type[Any] = ExperimentConfig, where: str = "config") -> Any:
     """Builds the dataclass `kind` from nested values.
 
     Raises:
       UserError: a key that does not exist (with the nearest that does), or a value of another type.
     """
     hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(kind)}
     for key in values:
         if key not in known:
             raise UserError(f"{where}.{key}: no such setting{suggestion(str(key), known)}.")

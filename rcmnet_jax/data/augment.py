@@ -82,7 +82,8 @@ def _interpolation(size: int, zoom: jax.Array, shift: jax.Array, flip: jax.Array
     centre = (jnp.arange(size, dtype=zoom.dtype) + 0.5) / size - 0.5  # pixel centres, the middle of the image at 0
     wanted = (flip * (1 / zoom))[:, None] * (centre[None, :] - shift[:, None])  # (B, S)
     wanted = jnp.clip((wanted + 0.5) * size - 0.5, 0, size - 1)  # in pixels
-    return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))  # (B, S, S)
+    weights: jax.Array = jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))  # (B, S, S)
+    return weights
 
 
 def _colour(x: jax.Array, draws: jax.Array, config: AugmentConfig) -> jax.Array:
@@ -92,7 +93,8 @@ def _colour(x: jax.Array, draws: jax.Array, config: AugmentConfig) -> jax.Array:
     mean = x.mean((1, 2, 3), keepdims=True)
     x = (x - mean) * contrast + mean
     grey = (x * jnp.array([0.299, 0.587, 0.114], x.dtype)).sum(-1, keepdims=True)
-    return (x - grey) * saturation + grey
+    mixed: jax.Array = (x - grey) * saturation + grey
+    return mixed
 
 
 def _stain(x: jax.Array, draws: jax.Array, strength: float) -> jax.Array:

@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from rcmnet_jax.config import ModelConfig
+from rcmnet_jax.models.norm import BatchNorm
 from rcmnet_jax.models.rcmnet import build
 from rcmnet_jax.models.resnet import STAGES
 from rcmnet_jax.models.vit import DEPTH
@@ -109,13 +110,26 @@ class Network:
     def _run(
         self, params: Params, batch_stats: BatchStats, images: ArrayLike, train: bool, dtype: DTypeLike
     ) -> tuple[Any, Array]:
+        module: Any = nnx.merge(self._graphdef, params, batch_stats)
+        return module, module.features(self._normalised(images, dtype), train)
+
+    def _normalised(self, images: ArrayLike, dtype: DTypeLike) -> Array:
         x = jnp.asarray(images)
         if x.ndim != 4 or x.shape[1:] != (*self.image_size, 3):
             raise ValueError(f"images must be (B, {self.image_size[0]}, {self.image_size[1]}, 3), not {x.shape}")
         wide = x.dtype if x.dtype == jnp.float64 else jnp.dtype(dtype)
+        return ((x - jnp.asarray(MEAN, x.dtype)) / jnp.asarray(STD, x.dtype)).astype(wide)
+
+    def moments(
+        self, params: Params, batch_stats: BatchStats, images: ArrayLike, *, dtype: DTypeLike = jnp.float32
+    ) -> BatchStats:
+        """The batch's own BatchNorm means and variances, shaped as batch_stats; every layer normalises by them."""
         module: Any = nnx.merge(self._graphdef, params, batch_stats)
-        x = ((x - jnp.asarray(MEAN, x.dtype)) / jnp.asarray(STD, x.dtype)).astype(wide)
-        return module, module.features(x, train)
+        for _, part in nnx.iter_graph(module):
+            if isinstance(part, BatchNorm):
+                part.momentum = 1.0
+        module.features(self._normalised(images, dtype), True)
+        return dict(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
 
     def depth(self, path: tuple[str, ...]) -> int:
         """How far below the head a leaf lies: 0 the head, 1 stage 4 to 4 stage 1, 5 the stem. For ViT, thirds of 12."""

@@ -70,12 +70,12 @@ class Placement:
     @property
     def replicated(self) -> NamedSharding:
         """A whole copy on each device."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        return NamedSharding(self.mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
     @property
     def split(self) -> NamedSharding:
         """The leading axis split over the devices."""
-        return NamedSharding(self.mesh, PartitionSpec("data"))
+        return NamedSharding(self.mesh, PartitionSpec("data"))  # type: ignore[no-untyped-call]
 
     def check_batch(self, batch_size: int) -> None:
         """Raises UserError where a global batch cannot be split evenly."""
@@ -93,16 +93,20 @@ class Placement:
 
     def put_batch(self, local: np.ndarray) -> jax.Array:
         """Makes a global array, split along its first axis, of each process's own rows."""
-        return jax.make_array_from_process_local_data(self.split, local)
+        made: jax.Array = jax.make_array_from_process_local_data(self.split, local)  # type: ignore[no-untyped-call]
+        return made
 
     def put_copies(self, tree: Tree) -> Tree:
         """Copies host arrays, the same in every process, to each device. None aliases its source."""
 
         def put(leaf: Any) -> jax.Array:
             value = np.asarray(leaf)
+            made: jax.Array
             if jax.process_count() == 1:
-                return jax.device_put(np.array(value, copy=True), self.replicated, may_alias=False)
-            return jax.make_array_from_callback(value.shape, self.replicated, lambda index: np.array(value[index]))
+                made = jax.device_put(value, self.replicated, may_alias=False)
+            else:
+                made = jax.make_array_from_callback(value.shape, self.replicated, lambda at: np.array(value[at]))
+            return made
 
         return jax.tree.map(put, tree)
 

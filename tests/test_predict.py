@@ -1,0 +1,45 @@
+"""Predictions: padding changes nothing, and BatchNorm's statistics can be estimated anew."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from rcmnet_jax.config import ModelConfig
+from rcmnet_jax.evaluation.predict import BATCH, forward, reestimate
+from rcmnet_jax.models import Network
+from rcmnet_jax.training.sharding import Placement
+
+
+@pytest.fixture(scope="module")
+def model():
+    network = Network(ModelConfig(name="resnet18", width=8), classes=3, image_size=32)
+    return network, *network.init(0), Placement.everywhere()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2 * BATCH + 5, 32, 32, 3), dtype=np.uint8)
+
+
+def test_each_image_is_answered_as_if_alone(model, images):
+    network, params, stats, placement = model
+    whole = forward(network, params, stats, images, placement)
+    assert whole.shape == (len(images), 3)
+    tail = forward(network, params, stats, images[-5:], placement)
+    np.testing.assert_allclose(whole[-5:], tail, atol=1e-5)
+    assert forward(network, params, stats, images[:0], placement).shape == (0, 3)
+
+
+def test_reestimated_statistics_are_the_mean_of_the_batches_moments(model, images):
+    network, params, stats, placement = model
+    found = jax.device_get(reestimate(network, params, stats, images[: 2 * BATCH], placement))
+    # The first layer sees the same input whatever the statistics: its moments follow from two training passes.
+    first = [
+        jax.device_get(network(params, jax.tree.map(np.zeros_like, stats), part / np.float32(255), train=True)[1])
+        for part in (images[:BATCH], images[BATCH : 2 * BATCH])
+    ]
+    for name in ("mean", "var"):
+        wanted = np.mean([part["bn1"][name] / 0.1 for part in first], axis=0)
+        np.testing.assert_allclose(found["bn1"][name], wanted, rtol=2e-4, atol=1e-4)
