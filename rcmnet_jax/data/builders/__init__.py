@@ -1,0 +1,1 @@
+"""Builders for TensorFlow Datasets: `tfds:pbc` and `tfds:bloodmnist`. They need no TensorFlow."""
