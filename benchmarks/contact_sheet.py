@@ -9,46 +9,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rcmnet_jax.data.images import decode
+from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
 
-Reader = Callable[[int], np.ndarray]
 MARGIN, TITLE, NAMES = 4, 22, 150  # pixels: gap between tiles' rows, height of a title, width of the classes' names
-
-
-def open_set(spec: str, seed: int) -> tuple[list[str], Reader]:
-    """The label of every image of `spec`, and a function from an index to (H, W, 3) uint8."""
-    if spec.startswith("synthetic:"):
-        from rcmnet_jax.data import synthetic
-
-        return [item.label for item in synthetic.catalogue(spec)], lambda i: synthetic.render(spec, i, seed)
-    from rcmnet_jax.data.images import decode
-    from rcmnet_jax.data.sources import open_source
-
-    source = open_source(spec)
-    return [str(item.label) for item in source.items], lambda i: decode(source.read(source.items[i]))
 
 
 def block(spec: str, columns: int, tile: int, seed: int) -> Image.Image:
     """The rows of one set: its name above, the classes' names on the left, `columns` images drawn at random of each."""
-    labels, read = open_set(spec, seed)
+    source = open_source(spec)
+    labels = np.array([str(item.label) for item in source.items])
     classes = sorted(set(labels))
     sheet = Image.new("RGB", (NAMES + columns * tile, TITLE + len(classes) * (tile + MARGIN)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    note = "   synthetic images, drawn by code: no real cells" if spec.startswith("synthetic:") else ""
+    note = "   synthetic images, drawn by code: no real cells" if source.synthetic else ""
     pen.text((2, 3), f"{spec}{note}", "black", font)
     rng = np.random.default_rng(seed)
     for row, name in enumerate(classes):
         top = TITLE + row * (tile + MARGIN)
         pen.text((2, top + tile / 2 - 8), name, "black", font)
-        members = np.flatnonzero(np.array(labels) == name)
+        members = np.flatnonzero(labels == name)
         for column, index in enumerate(rng.permutation(members)[:columns]):
-            image = Image.fromarray(read(int(index))).resize((tile, tile), Image.Resampling.LANCZOS)
+            image = Image.fromarray(decode(source.read(source.items[index]))).resize(
+                (tile, tile), Image.Resampling.LANCZOS
+            )
             sheet.paste(image, (NAMES + column * tile, top))
     return sheet
 
@@ -71,7 +61,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.png")
     parser.add_argument("--columns", type=int, default=8, help="images of each class (default 8)")
     parser.add_argument("--tile", type=int, default=64, help="side of an image on the sheet, pixels (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice, and of synthetic images (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default 0)")
     parser.add_argument(
         "--colours", type=int, default=0, help="palette of 2 to 256 colours, a smaller file; 0: full colour"
     )

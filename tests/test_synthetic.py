@@ -20,7 +20,7 @@ PBC = ["basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte",
 # Mean and standard deviation of each channel. A change here is a change of every result on the embedded data.
 GOLDEN = [
     ("pbc", 12, (211.1, 184.2, 177.3), (46.3, 52.7, 24.3)),
-    ("pbc", 300, (215.4, 179.3, 187.3), (37.3, 45.3, 24.3)),
+    ("pbc", 300, (215.7, 179.7, 188.0), (37.1, 44.7, 22.9)),
     ("pbc", 1100, (223.6, 197.4, 192.6), (33.8, 41.2, 21.4)),
     ("pbc", 1599, (224.4, 199.9, 185.8), (29.1, 30.8, 21.9)),
     ("cart", 0, (158.2, 160.3, 170.4), (56.0, 61.0, 35.1)),

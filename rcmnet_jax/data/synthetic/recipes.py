@@ -20,7 +20,7 @@ MIXED = 0.5 * (CHROMATIN + CHROMATIN_RED)
 BASOPHILIA = np.array([0.54, 0.56, 0.17])  # RNA: grey-blue
 LILAC = np.array([0.30, 0.48, 0.13])
 PINK = np.array([0.12, 0.24, 0.11])  # neutrophil cytoplasm
-ORANGE = np.array([0.22, 0.62, 0.45])  # eosinophil granules
+ORANGE = np.array([0.21, 0.60, 0.40])  # eosinophil granules
 DARK = np.array([1.35, 2.10, 0.62])  # basophil granules
 AZUROPHIL = np.array([0.50, 1.05, 0.30])
 HAEMOGLOBIN = np.array([0.23, 0.33, 0.21])
@@ -90,7 +90,7 @@ def eosinophil(rng: Rng) -> Cell:
     lobes = int(rng.choice([1, 2, 3], p=[0.06, 0.7, 0.24]))
     size = radius / 6 * rng.uniform(1.7, 2.1) * (1.0 if lobes < 3 else 0.84)
     nucleus = _lobed(rng, radius, lobes, size, rng.uniform(0.25, 0.7), 2.1 * (lobes - 1) * rng.uniform(0.8, 1.05))
-    strength = _near(rng, 0.62, 0.18)
+    strength = _near(rng, 0.54, 0.15)
     grains = Granules(int(rng.integers(150, 320)), 0.28, ORANGE, strength, over=0.06)
     tone = ORANGE * rng.uniform(0.3, 0.65) + LILAC * rng.uniform(0.1, 0.55)
     return Cell(
