@@ -90,8 +90,9 @@ def _noise(units: Units, rows: Ints, residual: Floats, place: Ints, gap: Floats,
     centred = sums - held[:, None] * gap
     freedom = max(count - 1, 1)
     scale = np.sqrt(count / freedom) * np.sqrt(freedom / rng.chisquare(freedom, (DRAWS, 1)))
-    _, singular, right = np.linalg.svd(centred, full_matrices=False)
-    drawn: Floats = scale * ((rng.standard_normal((DRAWS, len(singular))) * singular) @ right)
+    spread, directions = np.linalg.eigh(centred.T @ centred)
+    steps = np.sqrt(spread.clip(min=0)) * directions  # columns scaled: steps @ steps.T is the covariance
+    drawn: Floats = scale * (rng.standard_normal((DRAWS, bins)) @ steps.T)
     return drawn
 
 

@@ -130,5 +130,10 @@ def _clean(svg: str, name: str, alt: str) -> str:
     assert box is not None
     widest = float(box.group(1).split()[2]) * 1.25
     head = f'<svg class="plot" role="img" aria-label="{escape(alt)}" viewBox="{box.group(1)}"'
-    svg = re.sub(r"<svg[^>]*>", lambda _: f'{head} style="max-width:{widest:.0f}px">', svg, count=1)
+    svg = re.sub(
+        r"<svg[^>]*>",
+        lambda _: f'{head} style="max-width:{widest:.0f}px;min-width:{widest * 0.72:.0f}px">',
+        svg,
+        count=1,
+    )
     return re.sub(r"\n\s*", "\n", svg).strip()
