@@ -7,6 +7,8 @@ greedy start, a local search by moves and swaps, and single images dealt last by
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,32 +20,47 @@ _PASSES = 8
 _ABSENT = 1e3  # cost of a class that a part lacks, against deviations of about 1
 
 
-def units(group: Strings, pixels: Strings) -> Rows:
-    """Numbers (N,) of the units that no split may cut: rows joined by a group or by identical pixels, however far.
+def units(*columns: Strings) -> Rows:
+    """Numbers (N,) of the units that no split may cut: rows that share a name in any column, however far the chain.
 
-    An empty group or an empty hash joins nothing. Numbers are 0..U-1 in the order of first appearance.
+    Args:
+      columns: (N,) each, such as group and pixel hash; an empty name joins nothing.
+
+    Returns numbers 0..U-1 in the order of first appearance.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    n = len(pixels)
+    n = len(columns[0])
     ends = []
     offset = n
-    for column in (np.asarray(group), np.asarray(pixels)):
+    for column in columns:
         names, node = np.unique(column, return_inverse=True)
         linked = np.flatnonzero(column != "")
-        ends.append(np.stack([linked, node[linked] + offset]))
+        ends.append(np.stack([linked, node[linked] + offset], axis=1))
         offset += len(names)
-    start, end = np.concatenate(ends, axis=1)
-    graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(offset, offset))
-    component = connected_components(graph, directed=False)[1][:n]
+    component = _components(np.concatenate(ends), offset)[:n]
     first, number = np.unique(component, return_index=True, return_inverse=True)[1:]
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[number]
 
 
-def deal(unit: Rows, label: Rows, classes: int, shares: npt.ArrayLike, seed: int) -> Rows:
+def joined(count: int, pairs: Rows) -> Strings:
+    """Names (count,) that rows share which a chain of `pairs` (P, 2) joins; '' for rows in no pair."""
+    component = _components(pairs, count)
+    names = np.full(count, "", "<U12")
+    ends = np.unique(pairs)
+    names[ends] = component[ends].astype(str)
+    return names
+
+
+def _components(ends: Rows, count: int) -> Rows:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def deal(unit: Rows, label: npt.NDArray[np.integer[Any]], classes: int, shares: npt.ArrayLike, seed: int) -> Rows:
     """Part (N,) of each row, in 0..F-1: units stay whole and part f gets about shares[f] of every class.
 
     Args:

@@ -1,7 +1,7 @@
 """Who trains and who is tested: by group, stratified, reproducible from the seed, the user's own split taken as it is.
 
-Rows joined by a group or by identical pixels are one unit, and no drawn split cuts a unit. Unlabelled rows take no
-part.
+Rows joined by a group, or as exact or near duplicates, are one unit, and no drawn split cuts a unit. Unlabelled rows
+take no part.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import Examples
 
 COLUMNS = ("set", "path", "label", "group", "seed", "fold", "role")
+Links = tuple[Strings, ...]
+
 _DEFAULT_FOLDS = 5
 
 
@@ -43,11 +45,14 @@ class Fold:
     test: Rows
 
 
-def holdout(examples: Examples, classes: Sequence[str], *, seed: int, val_fraction: float) -> dict[str, Rows]:
+def holdout(
+    examples: Examples, classes: Sequence[str], *, seed: int, val_fraction: float, twins: Strings | None = None
+) -> dict[str, Rows]:
     """Rows of 'train', 'val' and 'test' for the source, sorted int64, disjoint.
 
     The `split` column holds exactly where there is one; without 'val' in it, val is drawn from train. Without the
-    column, `val_fraction` of every class goes to val, by whole units, and test is empty.
+    column, `val_fraction` of every class goes to val, by whole units, and test is empty. `twins` is as for
+    `cross_validation`.
 
     Raises:
       UserError: nothing labelled, fewer than two classes to train on, or a split column that cannot be followed.
@@ -60,7 +65,7 @@ def holdout(examples: Examples, classes: Sequence[str], *, seed: int, val_fracti
     val = own["val"] if own else np.empty(0, np.int64)
     _two_classes(examples, train, "the training part")
     if not len(val):
-        val, _ = _part_off(examples, classes, train, val_fraction, seed)
+        val, _ = _part_off(examples, classes, train, val_fraction, seed, _links(examples, twins))
         train = np.setdiff1d(train, val)
     return {"train": train, "val": val, "test": own["test"] if own else np.empty(0, np.int64)}
 
@@ -78,7 +83,13 @@ def describe_holdout(examples: Examples, classes: Sequence[str], parts: Mapping[
 
 
 def cross_validation(
-    examples: Examples, classes: Sequence[str], *, folds: str, seed: int, inner_fraction: float
+    examples: Examples,
+    classes: Sequence[str],
+    *,
+    folds: str,
+    seed: int,
+    inner_fraction: float,
+    twins: Strings | None = None,
 ) -> tuple[list[Fold], str]:
     """Folds of the target, and one line that says how they were made and what they fall short of.
 
@@ -86,6 +97,7 @@ def cross_validation(
       folds: 'auto' (5, or the number of units if there are fewer) or a whole number in digits.
       seed: fixes folds and inner splits.
       inner_fraction: of each fold's training part, drawn by whole units and stratified.
+      twins: (N,) names that images of one picture share, as `audit.twins` finds them; they are kept on one side too.
 
     Every labelled row is in exactly one fold's test part. A split column replaces the drawing: one fold, whose test
     part is 'test' (without it 'val'), and whose inner part is 'val' where both are there.
@@ -95,16 +107,17 @@ def cross_validation(
     """
     labelled = _labelled(examples, classes)
     _two_classes(examples, labelled, "the data")
+    links = _links(examples, twins)
     own = own_split(examples, labelled)
     if own and (len(own["test"]) or len(own["val"])):
         pairs, said = own_fold(own, folds)
     else:
-        pairs, said = _drawn_folds(examples, classes, labelled, folds, seed)
+        pairs, said = _drawn_folds(examples, classes, labelled, folds, seed, links)
     result = []
     for k, (train, inner, test) in enumerate(pairs):
         _two_classes(examples, train, f"fold {k}'s training part")
         if inner is None:
-            inner, note = _inner(examples, classes, train, inner_fraction, seed, k)
+            inner, note = _inner(examples, classes, train, inner_fraction, seed, k, links)
             said += [note] if note and note not in said else []
         result.append(Fold(train, inner, test))
     said += _absences(examples, classes, result)
@@ -130,6 +143,11 @@ def contradictions(examples: Examples, classes: Sequence[str], rows: Rows | None
     return [f"{many} under two labels, pixel for pixel the same, for instance {names}."]
 
 
+def _links(examples: Examples, twins: Strings | None) -> Links:
+    """The columns, beside the group, that join images: pixel hashes, and the twins where they are known."""
+    return (examples.pixels,) if twins is None else (examples.pixels, twins)
+
+
 def _labelled(examples: Examples, classes: Sequence[str]) -> Rows:
     rows = np.flatnonzero(examples.label >= 0).astype(np.int64)
     if not len(rows):
@@ -148,9 +166,9 @@ def _two_classes(examples: Examples, rows: Rows, where: str) -> None:
 
 
 def _drawn_folds(
-    examples: Examples, classes: Sequence[str], labelled: Rows, folds: str, seed: int
+    examples: Examples, classes: Sequence[str], labelled: Rows, folds: str, seed: int, links: Links
 ) -> tuple[list[tuple[Rows, Rows | None, Rows]], list[str]]:
-    unit = units(examples.group[labelled], examples.pixels[labelled])
+    unit = units(examples.group[labelled], *(column[labelled] for column in links))
     many = int(unit.max()) + 1
     named = len(set(examples.group[labelled]) - {""})
     what = "groups" if named else "distinct images"
@@ -178,12 +196,14 @@ def _drawn_folds(
     return [(labelled[part != k], None, labelled[part == k]) for k in numbers], [said]
 
 
-def _part_off(examples: Examples, classes: Sequence[str], rows: Rows, fraction: float, seed: int) -> tuple[Rows, str]:
+def _part_off(
+    examples: Examples, classes: Sequence[str], rows: Rows, fraction: float, seed: int, links: Links
+) -> tuple[Rows, str]:
     """About `fraction` of `rows`, by group if the groups allow, else by image; and why, where groups are cut."""
     label = examples.label[rows]
 
     def draw(group: Strings) -> Rows:
-        unit = units(group, examples.pixels[rows])
+        unit = units(group, *(column[rows] for column in links))
         off = deal(unit, label, len(classes), (1 - fraction, fraction), seed) == 1
         for lost in np.setdiff1d(label, label[~off]):  # training comes first where a class has one unit
             off &= ~np.isin(unit, unit[label == lost])
@@ -200,11 +220,11 @@ def _part_off(examples: Examples, classes: Sequence[str], rows: Rows, fraction: 
 
 
 def _inner(
-    examples: Examples, classes: Sequence[str], train: Rows, fraction: float, seed: int, fold: int
+    examples: Examples, classes: Sequence[str], train: Rows, fraction: float, seed: int, fold: int, links: Links
 ) -> tuple[Rows, str]:
     """Inner rows out of `train`, and a sentence where they are not what one would wish."""
     key = int(np.random.SeedSequence((seed, fold, 1)).generate_state(1)[0])  # apart from the folds' own draw
-    inner, why = _part_off(examples, classes, train, fraction, key)
+    inner, why = _part_off(examples, classes, train, fraction, key, links)
     if not len(inner):
         return inner, f"Fold {fold}: its training part is too small for an inner split, so nothing can be chosen on it."
     if why:
@@ -275,7 +295,6 @@ def _write(
     fold: object,
     parts: Mapping[str, Rows],
 ) -> None:
-    rows = sorted((int(i), role) for role, part in parts.items() for i in part)
-    for i, role in rows:
+    for i, role in sorted((int(i), role) for role, part in parts.items() for i in part):
         label = classes[examples.label[i]] if examples.label[i] >= 0 else ""
         out.writerow((name, examples.path[i], label, examples.group[i], seed, fold, role))

@@ -1,0 +1,76 @@
+"""One pass over a set's prepared pixels: hashes, brightness, contrast and sharpness of every image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from rcmnet_jax.data.audit.hashing import Hashes, hashes, thumbnails, to_grey
+
+if TYPE_CHECKING:
+    from rcmnet_jax.data.prepare import PreparedSet
+
+Floats = npt.NDArray[np.float32]
+
+_PIXELS = 1 << 20  # of a chunk: some 50 MiB of working memory
+_CENTRE = 128  # pixels of the middle that sharpness is measured on: the cell is there
+_FLOOR = 0.05  # grey levels squared, below which variance is rounding
+_REMEMBERED = 4
+
+_memory: dict[tuple[str, str], Inspection] = {}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts of N prepared images, in the order of rows."""
+
+    codes: Hashes  # (N, 8) perceptual hashes, one a dihedral view
+    brightness: Floats  # (N,) mean grey, 0..255
+    contrast: Floats  # (N,) standard deviation of grey, grey levels
+    edges: Floats  # (N,) log variance of the Laplacian: falls with blur, and with contrast
+    fineness: Floats  # (N,) log ratio of the finest detail to the next coarser: falls with blur alone
+
+
+def inspect(prepared: PreparedSet) -> Inspection:
+    """Reads every image once, in chunks; the answer is remembered for the last few sets of this process."""
+    key = (prepared.fingerprint, repr(prepared.rule))
+    if key not in _memory:
+        while len(_memory) >= _REMEMBERED:
+            del _memory[next(iter(_memory))]
+        _memory[key] = _inspect(prepared)
+    return _memory[key]
+
+
+def _inspect(prepared: PreparedSet) -> Inspection:
+    n = len(prepared.examples.label)
+    step = max(1, _PIXELS // prepared.rule.size**2)
+    codes, facts = np.zeros((n, 8), np.uint64), np.zeros((n, 4), np.float32)
+    for start in range(0, n, step):
+        rows = np.arange(start, min(start + step, n))
+        grey = to_grey(prepared.images(rows))
+        codes[rows] = hashes(thumbnails(grey))
+        facts[rows] = _measure(grey)
+    return Inspection(codes, *facts.T)
+
+
+def _measure(grey: Floats) -> Floats:
+    """(B, 4): brightness, contrast, edges, fineness of (B, S, S)."""
+    border = max(0, (grey.shape[1] - _CENTRE) // 2)
+    centre = grey[:, border : grey.shape[1] - border, border : grey.shape[1] - border]
+    inner = centre[:, 1:-1, 1:-1]
+    laplacian = 4 * inner - centre[:, :-2, 1:-1] - centre[:, 2:, 1:-1] - centre[:, 1:-1, :-2] - centre[:, 1:-1, 2:]
+    smooth = _smoothed(centre)
+    finest, coarser = centre - smooth, smooth - _smoothed(_smoothed(smooth))
+    logs = [np.log(x.var((1, 2)) + _FLOOR) for x in (laplacian, finest, coarser)]
+    facts = [grey.mean((1, 2)), grey.std((1, 2)), logs[0], logs[1] - logs[2]]
+    return np.stack(facts, axis=1).astype(np.float32)
+
+
+def _smoothed(grey: Floats) -> Floats:
+    """3x3 means, edges repeated."""
+    padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    return np.asarray((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9, np.float32)

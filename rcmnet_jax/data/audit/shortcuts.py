@@ -1,0 +1,58 @@
+"""Findings on classes that can be told without seeing the cell."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from rcmnet_jax.data.audit.findings import Finding, Subject
+
+_SKILL = 0.3  # share of the way from chance to perfect from which a family is a shortcut worth a warning
+_OTHERWISE = "A model that does no better has not learnt the cells."
+_MEANT = {"colour and brightness": "Some of that is the cell itself; a model has to do better."}
+# Families that hold other families: shown in the table, and no warning of their own.
+_SUMS = ("all of these",)
+
+
+def shortcut_findings(number: int, subject: Subject) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """A warning for each family of signals that predicts the class, and the table of all families.
+
+    The name is shortcut_FAMILY, such as shortcut_image_size. Balanced accuracy is cross-validated over groups.
+    """
+    from rcmnet_jax.evaluation.shortcut import usefulness
+
+    examples = subject.prepared.examples
+    table = usefulness(examples, len(subject.prepared.classes))
+    found = []
+    for one in table:
+        skill = (one.balanced_accuracy - one.chance) / (1 - one.chance)
+        if one.family not in _SUMS and skill >= _SKILL and one.balanced_accuracy - 2 * one.error > one.chance:
+            rows = _typical(subject)
+            over, meant = f"{one.folds} folds by {one.by}", _MEANT.get(one.family, _OTHERWISE)
+            found.append(
+                Finding(
+                    "shortcut_" + one.family.replace(" ", "_"),
+                    "warning",
+                    f"{subject.name}: {one.family} alone tells the classes apart with a balanced accuracy of "
+                    f"{one.balanced_accuracy:.2f} (chance {one.chance:.2f}, {over}). {meant}",
+                    tuple(subject.path(row) for row in rows),
+                    tuple((number, row) for row in rows),
+                    _plain(one),
+                )
+            )
+    return found, [_plain(one) for one in table]
+
+
+def _typical(subject: Subject, each: int = 2) -> list[int]:
+    label = subject.prepared.examples.label
+    return [int(row) for k in range(min(len(subject.prepared.classes), 8)) for row in np.flatnonzero(label == k)[:each]]
+
+
+def _plain(one: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(one)
+    values["signals"] = list(one.signals)
+    for key in ("balanced_accuracy", "chance", "error"):
+        values[key] = round(values[key], 4)
+    return values
