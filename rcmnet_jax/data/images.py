@@ -7,6 +7,7 @@ same pixels. What each kind of file becomes is in docs/data.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -80,7 +81,7 @@ def decode_as(data: bytes) -> tuple[Pixels, str]:
         if quick is not None:
             return quick, "JPEG"
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(data), formats=_readable()) as picture:
             _check_size(*picture.size)
             name = picture.format or ""
             return _to_rgb(picture), name
@@ -88,12 +89,19 @@ def decode_as(data: bytes) -> tuple[Pixels, str]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError("not an image in a format that is read here") from error
     # Pillow's readers raise whatever the damage makes them stumble on (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
         words = " ".join(str(error).split())[:120] or type(error).__name__
         raise ImageError("truncated image" if "runcated" in words else f"damaged image ({words})") from error
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """FORMATS that this build of Pillow opens; MPO is opened as JPEG."""
+    Image.init()
+    return tuple(form for form in FORMATS if form in Image.OPEN)
 
 
 def _check_size(width: int, height: int) -> None:

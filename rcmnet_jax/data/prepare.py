@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -106,17 +107,19 @@ def prepare(
     parent = (cache or cache_folder()) / "sets"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder, index = _found(source, rule, parent, None) or _made(source, rule, parent, progress)
-    except PermissionError as error:
+        folder, index = _found(source, rule, parent, source.stamp()) or _made(source, rule, parent, progress)
+    except OSError as error:
+        if files.is_disk_full(error):
+            raise
         raise UserError(
-            f"{error.filename or parent}: cannot be written ({error.strerror}). Set loader.cache or RCMNET_CACHE."
+            f"{error.filename or parent}: cannot be used as cache ({error.strerror}). Set loader.cache or RCMNET_CACHE."
         ) from error
     return _joined(source, rule, folder, index)
 
 
 def _found(source: Source, rule: ImageRule, parent: Path, stamp: str | None) -> tuple[Path, Index] | None:
     """The set that an earlier run made of the same unchanged files."""
-    note = _note(source, rule, parent, stamp or source.stamp())
+    note = _note(source, rule, parent, stamp)
     if note is None:
         return None
     try:
@@ -138,10 +141,12 @@ def _note(source: Source, rule: ImageRule, parent: Path, stamp: str | None) -> P
 
 
 def _made(source: Source, rule: ImageRule, parent: Path, progress: Progress | None) -> tuple[Path, Index]:
-    with _locked(parent, progress, len(source.items)), warnings.catch_warnings():
+    with _locked(parent, progress, len(source.items)) as alone, warnings.catch_warnings():
         # Pillow warns of oddities that are decided here: an image is read, or left out with a reason.
         warnings.simplefilter("ignore")
-        files.recover_folders(parent)
+        if alone:
+            files.recover_folders(parent)
+            files.recover_folders(parent / "notes")
         stamp = source.stamp()
         # Another process may have made it while this one waited.
         if (found := _found(source, rule, parent, stamp)) is not None:
@@ -159,8 +164,8 @@ def _made(source: Source, rule: ImageRule, parent: Path, progress: Progress | No
 
 
 @contextlib.contextmanager
-def _locked(parent: Path, progress: Progress | None, total: int) -> Iterator[None]:
-    """Holds the cache for this process; others wait. The kernel frees it with the process, even by SIGKILL."""
+def _locked(parent: Path, progress: Progress | None, total: int) -> Iterator[bool]:
+    """Holds the cache alone; others wait. The kernel frees it with the process. Yields False if there are no locks."""
     handle = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         while True:
@@ -171,7 +176,13 @@ def _locked(parent: Path, progress: Progress | None, total: int) -> Iterator[Non
                 time.sleep(0.1)
                 if progress:
                     progress(0, total)
-        yield
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                # Two runs on such a file system may both prepare; each in a folder of its own, and the last one stays.
+                yield False
+                return
+        yield True
     finally:
         os.close(handle)
 
