@@ -121,19 +121,25 @@ def top_folder(paths: list[str]) -> str:
 def by_folder(paths: list[str], *, labelled: bool) -> tuple[str, list[Item], list[Skipped]]:
     """Items of a class folder from its files' paths: the root inside (see `top_folder`), the images, and the rest.
 
-    The label is the first folder's name. Without `labelled`, images outside of any folder have the label None.
+    The label is the first folder's name; where all first folders are named train, val or test, that is the split and
+    the next folder is the label. Without `labelled`, images outside of any folder have the label None.
     """
     reasons = {path: junk_reason(path) for path in paths}
     good = [path for path in paths if not reasons[path]]
     root = top_folder(good)
+    shorts = [path.removeprefix(root) for path in good]
+    by_split = bool(shorts) and all(s.count("/") >= 2 and s.split("/")[0].lower() in SPLITS for s in shorts)
     items, skipped = [], []
     for path in paths:
         short = path.removeprefix(root)
-        label, slash, _ = short.partition("/")
+        first, slash, rest = short.partition("/")
+        label, split = (
+            (rest.partition("/")[0], SPLITS[first.lower()]) if by_split and not reasons[path] else (first, "")
+        )
         if reasons[path]:
             skipped.append(Skipped(printable(short), reasons[path]))
         elif slash or not labelled:
-            items.append(Item(short, label if slash else None))
+            items.append(Item(short, label if slash else None, "", split))
         else:
             skipped.append(Skipped(short, "not in a class folder"))
     return root, items, skipped

@@ -24,10 +24,9 @@ from rcmnet_jax.errors import UserError
 class FileSource(Source):
     """Images that are files below one folder."""
 
-    def __init__(self, spec: str, root: Path, items: list[Item], skipped: list[Skipped], extra: tuple[Path, ...] = ()):
-        """`extra` are further files that the content hangs on, such as the manifest."""
+    def __init__(self, spec: str, root: Path, items: list[Item], skipped: list[Skipped]):
         super().__init__(spec, items, skipped)
-        self._root, self._extra = root, extra
+        self._root = root
 
     def read(self, item: Item) -> bytes:
         return read_plain(self._root / item.path)
@@ -35,8 +34,6 @@ class FileSource(Source):
     def stamp(self) -> str | None:
         now, files = time.time(), []
         try:
-            for path in self._extra:
-                files.append((str(path), path.stat()))
             for item in self.items:
                 files.append((item.path, (self._root / item.path).stat()))
         except OSError:

@@ -143,7 +143,7 @@ def open_manifest(spec: str, file: Path, *, labelled: bool) -> Source:
             skipped.append(Skipped(row.path, reason))
         else:
             items.append(Item(row.path, label, row.group, split))
-    return FileSource(spec, root, items, skipped, (file.resolve(),))
+    return FileSource(spec, root, items, skipped)
 
 
 def _refuse_clashes(rows: list[Row], file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import time
 from pathlib import Path
@@ -89,7 +90,7 @@ def _builder(spec: str, name: str) -> tuple[Any, Any]:
     else:
         how = "Prepare it with download_and_prepare and file_format='array_record'"
     try:
-        builder = tfds.builder(name, try_gcs=False)
+        builder = tfds.builder(name, try_gcs=False, data_dir=os.environ.get("TFDS_DATA_DIR") or None)
         prepared = builder.is_prepared()
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"{spec}: TensorFlow Datasets knows no set of this name. Check the name.") from error
