@@ -131,6 +131,8 @@ def test_repeated_seeds_do_not_narrow_an_interval_and_their_spread_stands_apart(
     assert many["rows"] == 800
     assert many["top1"]["high"] - many["top1"]["low"] == pytest.approx(single["high"] - single["low"])
     assert many["per_seed"]["top1"]["sd"] == pytest.approx(0, abs=1e-12)
+    narrow, wide = many["ece"], compute(one)["ece"]
+    assert narrow["high"] - narrow["low"] > 0.8 * (wide["high"] - wide["low"])
     spread = compute(join([fake(200, signal=1, run=s) for s in range(4)]))["per_seed"]["top1"]
     assert spread["sd"] == pytest.approx(np.std(spread["values"], ddof=1))
     assert len(spread["values"]) == 4

@@ -151,7 +151,9 @@ def _error(units: Units, parts: list[Statistic], by_class: bool) -> tuple[float,
         # The variance's own relative variance is (kurtosis - 1) / count: heavy tails leave few degrees of freedom.
         kurtosis = count * float((total**4).sum()) / variance**2
         degrees = min(degrees, 2 * count / max(kurtosis - 1, 1e-9))
-    return math.sqrt(variance), min(max(degrees, 1.0), count - 1)
+    # Groups of unequal size count for fewer: as many as equal ones with the same sum of squared shares.
+    effective = 1 / float((units.shares() ** 2).sum()) - 1
+    return math.sqrt(variance), max(min(degrees, effective), 1.0)
 
 
 def _on_scale(value: float, step: float, scale: str) -> tuple[float, float]:
