@@ -7,6 +7,7 @@ and the rule alone: labels, groups and splits are joined when the set is opened.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -14,7 +15,7 @@ import os
 import shutil
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ class PixelReader:
         number = index.__index__()
         if not -self._length <= number < self._length:
             raise IndexError(f"row {number} of a set of {self._length}")
-        return self.read(np.array([number % self._length]))[0]
+        made: Pixels = self.read(np.array([number % self._length]))[0]
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
@@ -94,11 +96,10 @@ class PixelReader:
         except (RuntimeError, OSError) as error:
             words = " ".join(str(error).split())[:200]
             raise UserError(f"{self._path}: damaged ({words}). Run again to prepare it anew.") from error
-        return (
-            np.stack([np.frombuffer(r, np.uint8).reshape(shape) for r in records])
-            if records
-            else np.empty((0, *shape), np.uint8)
-        )
+        made = np.empty((len(rows), *shape), np.uint8)
+        for place, record in enumerate(records):
+            made[place] = np.frombuffer(record, np.uint8).reshape(shape)
+        return made
 
 
 def build(source: Source, rule: ImageRule, parent: Path, progress: Progress | None) -> str:
@@ -148,13 +149,14 @@ def _write_records(source: Source, rule: ImageRule, path: Path, progress: Progre
     made: list[_Made] = []
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     try:
-        for batch in _in_threads(source, rule):
-            for one in batch:
-                if not one.reason:
-                    writer.write(one.image)
-                made.append(one._replace(image=b""))
-            if progress:
-                progress(len(made), total)
+        with contextlib.closing(_in_threads(source, rule)) as batches:
+            for batch in batches:
+                for one in batch:
+                    if not one.reason:
+                        writer.write(one.image)
+                    made.append(one._replace(image=b""))
+                if progress is not None:
+                    progress(len(made), total)
         if all(one.reason for one in made):
             first = f"{source.items[0].path}: {made[0].reason}"
             raise UserError(f"{source.spec}: not one of {total} images could be read ({first}). Check the files.")
@@ -173,7 +175,7 @@ def _close_quietly(writer: Any) -> None:
         return
 
 
-def _in_threads(source: Source, rule: ImageRule) -> Iterator[list[_Made]]:
+def _in_threads(source: Source, rule: ImageRule) -> Generator[list[_Made], None, None]:
     """Outcomes of the items in order, a few at a time, from one thread a core.
 
     Threads are enough: reading, decoding, resizing and hashing all let go of Python's lock.
@@ -209,7 +211,7 @@ def _make(source: Source, item: Item, rule: ImageRule) -> _Made:
     except ImageError as error:
         return _Made(digest, str(error))
     pixels = hashlib.sha256(f"{image.shape[0]} {image.shape[1]}\n".encode())
-    pixels.update(np.ascontiguousarray(image))
+    pixels.update(np.ascontiguousarray(image).data)
     return _Made(digest, "", made, pixels.hexdigest(), signals(image, len(data), form))
 
 

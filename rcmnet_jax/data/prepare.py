@@ -174,7 +174,7 @@ def _locked(parent: Path, progress: Progress | None, total: int) -> Iterator[boo
                 break
             except BlockingIOError:
                 time.sleep(0.1)
-                if progress:
+                if progress is not None:
                     progress(0, total)
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
