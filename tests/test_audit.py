@@ -215,7 +215,7 @@ def test_the_page_shows_every_finding_and_loads_nothing(planted):
     assert page == render(result, sets)
     for finding in result.findings:
         assert f"<code>{finding.name}</code>" in page
-    assert page.count("data:image/png;base64,") > 20
+    assert page.count("data:image/jpeg;base64,") > 20
     assert "<script" not in page
     assert "http://" not in page
     assert "https://" not in page
@@ -394,3 +394,24 @@ def test_size_and_brightness_of_t_cells_are_reported_as_a_shortcut(tmp_path):
     assert finding.details["by"] == "group"
     assert finding.details["folds"] == 4
     assert not [f for f in result.findings if "duplicate" in f.name]
+
+
+def test_a_rare_class_and_a_class_from_one_group_are_warned_of(tmp_path):
+    made = plain(tmp_path / "set")
+    for i in range(3):
+        made.add(f"c/{i}.png", cell(700 + i), "c", "g1", "train")
+    result = audit([opened(made, tmp_path)], AuditConfig())
+    assert found(result, "class_sizes").level == "warning"
+    assert found(result, "class_sizes").details["images"] == {"a": 20, "b": 20, "c": 3}
+    assert found(result, "class_from_one_group").details["groups"] == {"c": "g1"}
+
+
+def test_a_group_that_only_the_drawn_split_cuts_is_a_warning(tmp_path):
+    made = Folder(tmp_path / "set")
+    for i in range(30):
+        made.add(f"{'ab'[i % 2]}/{i}.png", cell(i), "ab"[i % 2], "only")
+    data = opened(made, tmp_path)
+    parts = holdout(data.examples, data.classes, seed=0, val_fraction=0.2)
+    result = audit_run(data, parts, None, [], AuditConfig())
+    assert found(result, "group_across_drawn_splits").level == "warning"
+    assert blocking(result) == []

@@ -275,14 +275,12 @@ def write_splits(path: Path, *, source: SourcePart | None = None, target: Target
     out = csv.writer(text, lineterminator="\n")
     out.writerow(COLUMNS)
     if source:
-        examples, classes, parts = source
-        _write(out, "source", examples, classes, "", "", parts)
+        _write(out, "source", source[0], source[1], "", "", source[2])
     if target:
-        examples, classes, seeds = target
-        for seed in sorted(seeds):
-            for k, fold in enumerate(seeds[seed]):
+        for seed, folds in sorted(target[2].items()):
+            for k, fold in enumerate(folds):
                 roles = {"train": np.setdiff1d(fold.train, fold.inner), "inner": fold.inner, "test": fold.test}
-                _write(out, "target", examples, classes, seed, k, roles)
+                _write(out, "target", target[0], target[1], seed, k, roles)
     write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 

@@ -41,7 +41,10 @@ def audit(specs: Sequence[str], output: Path | None = None, *, strict: bool = Fa
             )
     found = audit_sets(sets, AuditConfig())
     for finding in found.findings:
-        (console.say if finding.level == "info" else console.warn)(f"{finding.name}: {finding.message}")
+        if finding.level == "warning":
+            console.warn(f"{finding.name}: {finding.message}")
+        else:
+            console.say(f"{'error: ' if finding.level == 'error' else ''}{finding.name}: {finding.message}")
     for facts in found.sets:
         rows = [[u["family"], f"{u['balanced_accuracy']:.3f}", f"{u['chance']:.3f}"] for u in facts["shortcuts"]]
         if rows:

@@ -59,8 +59,8 @@ def _shot(place: Place, sets: Sequence[PreparedSet]) -> dict[str, str]:
     image = Image.fromarray(prepared.images(np.array([row]))[0])
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "JPEG", quality=88, subsampling=0)
     k = int(prepared.examples.label[row])
     path, label = str(prepared.examples.path[row]), prepared.classes[k] if k >= 0 else ""
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return {"uri": uri, "path": path, "label": label, "alt": f"{label} {path}".strip()}
