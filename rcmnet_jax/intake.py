@@ -53,14 +53,19 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
     if config.has_source:
         source = _prepare("source", config, config.source_size, console, stop)
         holdout = splits.holdout(
-            source.examples, source.classes, seed=config.seed, val_fraction=config.source.val_fraction
+            source.examples,
+            source.classes,
+            seed=config.seed,
+            val_fraction=config.source.val_fraction,
+            twins=auditing.twins(source, config.audit),
         )
-        console.say(f"source: {', '.join(f'{len(rows)} {name}' for name, rows in holdout.items() if len(rows))} images")
+        console.say(f"source: {splits.describe_holdout(source.examples, source.classes, holdout)}")
         notes += splits.contradictions(source.examples, source.classes)
     target = None
     folds: list[tuple[Fold, ...]] = []
     if config.has_target:
         target = _prepare("target", config, config.target_size, console, stop)
+        twins = auditing.twins(target, config.audit)
         for seed in range(config.target.seeds):
             drawn, said = splits.cross_validation(
                 target.examples,
@@ -68,6 +73,7 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
                 folds=config.target.folds,
                 seed=config.seed + seed,
                 inner_fraction=config.target.inner_fraction,
+                twins=twins,
             )
             folds.append(tuple(drawn))
             if seed == 0:
@@ -162,4 +168,3 @@ def _write(
     )
     write_json(folder / "audit.json", found.to_json())
     write_json(folder / "sets.json", sets)
-
