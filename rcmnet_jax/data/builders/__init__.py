@@ -1,1 +1,24 @@
-"""Builders for TensorFlow Datasets: `tfds:pbc` and `tfds:bloodmnist`. They need no TensorFlow."""
+"""Builders for TensorFlow Datasets: `tfds:pbc` and `tfds:bloodmnist/SIZE`. They need no TensorFlow.
+
+A set is prepared once with `python -m rcmnet_jax.data.builders NAME`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rcmnet_jax.data.download import Progress, Remote, download
+from rcmnet_jax.data.prepare import cache_folder
+
+
+def fetched(remote: Remote, name: str, dl_manager: Any, progress: Progress | None = None) -> Path:
+    """The published file: the user's own in TFDS's `manual_dir` if it lies there, else downloaded into the cache.
+
+    Raises:
+      UserError: it cannot be had, or is not the published one.
+    """
+    own = Path(dl_manager.manual_dir) / name
+    if own.is_file():
+        return own
+    return download(remote, cache_folder() / "downloads" / name, progress=progress)
