@@ -1,0 +1,233 @@
+"""The training step and its loop, on a linear model that compiles in no time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcmnet_jax.checkpoint.store import Store
+from rcmnet_jax.config import AugmentConfig, CheckpointConfig, OptimizerConfig
+from rcmnet_jax.console import Console
+from rcmnet_jax.data.loader import ResidentLoader
+from rcmnet_jax.errors import GuardError, Interrupted
+from rcmnet_jax.training import loop
+from rcmnet_jax.training import state as states
+from rcmnet_jax.training.records import Records, read_rows
+from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.step import (
+    Controls,
+    Recipe,
+    make_optimizer,
+    make_train_step,
+    smoothed_cross_entropy,
+)
+from rcmnet_jax.training.stop import StopRequest
+
+SIZE, CLASSES, BATCH, N = 4, 3, 8, 24
+
+
+class Linear:
+    """A model with the interface that the step uses: a body that scales, a head that classifies."""
+
+    head = ("fc",)
+
+    def __call__(self, params, batch_stats, images, *, train=False, dtype=jnp.float32):
+        x = (images * params["body"]["kernel"]).reshape(len(images), -1).astype(dtype)
+        stats = {"mean": 0.9 * batch_stats["mean"] + 0.1 * x.mean()} if train else batch_stats
+        return x @ params["fc"]["kernel"] + params["fc"]["bias"], stats
+
+    def init(self):
+        rng = np.random.default_rng(0)
+        kernel = rng.normal(size=(SIZE * SIZE * 3, CLASSES), scale=0.1).astype(np.float32)
+        body = {"kernel": np.ones(3, np.float32)}
+        return {"body": body, "fc": {"kernel": kernel, "bias": np.zeros(CLASSES, np.float32)}}, {"mean": np.float32(0)}
+
+    def decays(self, path):
+        return path[-1] == "kernel"
+
+    def depth(self, path):
+        return 0 if path[0] == "fc" else 2
+
+
+PLAIN = AugmentConfig(dihedral=False, scale=0, shift=0, brightness=0, contrast=0, saturation=0, stain=0)
+MODEL = Linear()
+PLACEMENT = Placement.everywhere()
+
+
+def fresh(recipe):
+    return PLACEMENT.put_copies(states.create(*MODEL.init(), make_optimizer(MODEL, recipe)))
+
+
+def batches(seed=3):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, N)
+    return ResidentLoader(
+        PLACEMENT.put_copies(images), labels, np.arange(N), batch_size=BATCH, seed=seed, placing=PLACEMENT
+    )
+
+
+def advance(recipe, steps=3, body=True, weights=(1, 1, 1)):
+    state, step, loader = fresh(recipe), make_train_step(MODEL, recipe, PLACEMENT), batches()
+    seen = [jax.device_get(state)]
+    for k in range(steps):
+        state, metrics = step(state, loader.batch(k), Controls.on_host(0.1, body, np.asarray(weights), 1))
+        seen.append(jax.device_get(state))
+    return seen, jax.device_get(metrics)
+
+
+def test_the_loss_equals_pytorchs_with_label_smoothing():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(16, 5)).astype(np.float32), rng.integers(0, 5, 16)
+    ours = smoothed_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), 0.1)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(labels), label_smoothing=0.1, reduction="none"
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+
+
+def test_while_the_head_trains_alone_no_bit_of_the_body_moves():
+    recipe = Recipe(OptimizerConfig(), PLAIN)
+    seen, _ = advance(recipe, body=False)
+    np.testing.assert_array_equal(seen[-1].params["body"]["kernel"], seen[0].params["body"]["kernel"])
+    assert np.abs(seen[-1].params["fc"]["kernel"] - seen[0].params["fc"]["kernel"]).max() > 1e-4
+    assert np.abs(advance(recipe)[0][-1].params["body"]["kernel"] - 1).max() > 1e-4
+
+
+def test_layer_decay_slows_the_body_by_its_depth():
+    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=0.0)
+    moved = []
+    for decay in (1.0, 0.5):
+        seen, _ = advance(Recipe(config, PLAIN, layer_decay=decay), steps=1)
+        moved.append(seen[1].params["body"]["kernel"] - seen[0].params["body"]["kernel"])
+    np.testing.assert_allclose(moved[1], 0.25 * moved[0], atol=1e-7)
+
+
+def test_frozen_statistics_stay():
+    seen, _ = advance(Recipe(OptimizerConfig(), PLAIN, frozen_statistics=True))
+    assert seen[-1].batch_stats == seen[0].batch_stats
+    assert advance(Recipe(OptimizerConfig(), PLAIN))[0][-1].batch_stats != seen[0].batch_stats
+
+
+def test_averages_follow_weights_and_statistics_with_a_ramp():
+    seen, _ = advance(Recipe(OptimizerConfig(ema_decay=0.3), PLAIN), steps=4)
+    average = seen[0].params["fc"]["kernel"].astype(np.float64)
+    mean = float(seen[0].batch_stats["mean"])
+    for t, state in enumerate(seen[1:]):
+        decay = min(0.3, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * state.params["fc"]["kernel"]
+        mean = decay * mean + (1 - decay) * float(state.batch_stats["mean"])
+    np.testing.assert_allclose(seen[-1].ema_params["fc"]["kernel"], average, atol=1e-6)
+    assert float(seen[-1].ema_batch_stats["mean"]) == pytest.approx(mean, abs=1e-6)
+
+
+def test_class_weights_scale_each_examples_loss():
+    recipe = Recipe(OptimizerConfig(), PLAIN)
+    _, even = advance(recipe, steps=1)
+    _, double = advance(recipe, steps=1, weights=(2, 2, 2))
+    assert float(double.loss) == pytest.approx(2 * float(even.loss), rel=1e-5)
+    assert float(even.examples) == BATCH
+
+
+@pytest.fixture
+def around(tmp_path):
+    records = Records(tmp_path)
+    yield loop.Surroundings(records, Console(active=False), StopRequest())
+    records.close()
+
+
+def stage(steps=6, **changes):
+    made = loop.Stage("linear", steps, BATCH, np.full(steps, 0.1, np.float32), np.ones(CLASSES, np.float32), seed=1)
+    return dataclasses.replace(made, steps_per_epoch=N / BATCH, **changes)
+
+
+RECIPE = Recipe(OptimizerConfig(), PLAIN)
+
+
+def test_an_interrupted_stage_ends_with_the_same_bits(tmp_path, around):
+    step = make_train_step(MODEL, RECIPE, PLACEMENT)
+    with Store(tmp_path / "whole") as store:
+        whole = loop.train(stage(), fresh(RECIPE), step, batches(), store, around)
+    for at in (1, 3, 5):  # in an epoch, at its end, and before the last step
+        stop = StopRequest()
+
+        def stopping(state, batch, controls, stop=stop, at=at):
+            if int(state.step) + 1 == at:
+                stop.signal = 15
+            return step(state, batch, controls)
+
+        with Store(tmp_path / f"cut{at}") as store, pytest.raises(Interrupted, match=f"step {at}"):
+            loop.train(stage(), fresh(RECIPE), stopping, batches(), store, dataclasses.replace(around, stop=stop))
+        with Store(tmp_path / f"cut{at}") as store:
+            again = loop.train(stage(), fresh(RECIPE), step, batches(), store, around)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(tmp_path, around):
+    step = make_train_step(MODEL, RECIPE, PLACEMENT)
+
+    def failing(state, batch, controls):
+        number = int(state.step) + 1
+        state, metrics = step(state, batch, controls)
+        return state, metrics._replace(finite=jnp.asarray(number != 4))
+
+    every = CheckpointConfig(every_steps=1)
+    with Store(tmp_path / "store") as store:
+        with pytest.raises(GuardError, match="step 4 is not finite"):
+            loop.train(stage(save_every=every), fresh(RECIPE), failing, batches(), store, around)
+        store.wait()
+        assert max(store.steps()) == 3
+
+
+def test_an_infinite_gradient_is_seen_in_the_step_that_makes_it():
+    recipe = Recipe(OptimizerConfig(clip_norm=0.0), PLAIN)
+    state = fresh(recipe)
+    bad = dataclasses.replace(state, params=jax.tree.map(lambda leaf: leaf * jnp.inf, state.params))
+    _, metrics = make_train_step(MODEL, recipe, PLACEMENT)(
+        bad, batches().batch(0), Controls.on_host(0.1, True, np.ones(CLASSES), 1)
+    )
+    assert not bool(metrics.finite)
+
+
+def test_the_loop_reads_a_steps_metrics_only_after_the_next_is_dispatched(tmp_path, around):
+    dispatched = []
+
+    class Lazy:
+        """Metrics that complain when they are read too early."""
+
+        def __init__(self, number, values):
+            self.number, self.values = number, values
+
+        def __array__(self, dtype=None, copy=None):
+            assert self.number == 6 or len(dispatched) > self.number, "read before the next step was dispatched"
+            return np.asarray(self.values, dtype)
+
+    step = make_train_step(MODEL, RECIPE, PLACEMENT)
+
+    def lazy(state, batch, controls):
+        number = len(dispatched) + 1
+        state, metrics = step(state, batch, controls)
+        dispatched.append(number)
+        return state, type(metrics)(*(Lazy(number, leaf) for leaf in metrics))
+
+    with Store(tmp_path / "store") as store:
+        loop.train(stage(), fresh(RECIPE), lazy, batches(), store, around)
+    rows = [row for row in read_rows(tmp_path / "log.jsonl") if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_torn_last_line_of_the_log_is_dropped(tmp_path):
+    records = Records(tmp_path)
+    records.write("a", "train", 1, loss=1.0)
+    records.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"stage": "a", "ki')
+    records = Records(tmp_path)
+    records.write("a", "train", 1, loss=0.5)
+    records.close()
+    assert [row["loss"] for row in read_rows(tmp_path / "log.jsonl")] == [0.5]
