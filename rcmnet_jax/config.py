@@ -43,7 +43,7 @@ class OptimizerConfig:
     """Optax update rule of one stage."""
 
     name: str = "sgd"  # sgd (Nesterov) | adamw
-    learning_rate: float = 0.1  # peak, for a batch of 256; scaled linearly with batch_size (sgd), by its root (adamw)
+    learning_rate: float = 0.2  # peak, for a batch of 256; scaled linearly with batch_size (sgd), by its root (adamw)
     momentum: float = 0.9  # sgd only
     weight_decay: float = 5e-4  # on kernels only: norms, biases and position tables are left out
     warmup_epochs: float = 1.0  # linear from 0; at most a fifth of the stage

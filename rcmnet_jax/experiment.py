@@ -62,7 +62,9 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
 @functools.cache
 def network_of(config: ExperimentConfig, classes: int, size: int) -> Network:
     """The config's network for a number of classes at an image size; one object, so that stages share programs."""
-    return Network(config.model, classes=classes, image_size=size, imported=bool(config.source.init_from))
+    return Network(
+        config.model, classes=classes, image_size=size, imported=initial.is_imported(config.source.init_from)
+    )
 
 
 def pretrain(here: Run, data: Data) -> Bundle:

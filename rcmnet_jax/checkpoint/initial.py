@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from rcmnet_jax.models import Network
 
 Tree = dict[str, Any]
+_FORM = ("norm", "cbam_placement", "gate", "heads", "position")  # settings that change a model, but not its shapes
+
+
+def is_imported(path: str) -> bool:
+    """Whether weights at `path` come from a model without gates, so that `gate=auto` has to start them open.
+
+    A bundle of ours answers for itself; no path means random weights, for which the paper's gates are meant.
+    """
+    if not Path(path).is_dir():
+        return bool(path)
+    from rcmnet_jax import bundle
+
+    return bundle.load(Path(path)).network.imported
 
 
 def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, Tree, Report]:
@@ -34,6 +47,10 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
 
         found = bundle.load(place)
         params, stats = found.params, found.batch_stats
+        for name in _FORM:
+            theirs, ours = getattr(found.network.config, name), getattr(network.config, name)
+            if theirs != ours:
+                raise UserError(f"{place}: its model.{name} is {theirs!r}, here it is {ours!r}. Set both alike.")
     elif place.suffix == ".safetensors" and place.is_file():
         params, stats = _read_safetensors(place)
     else:
