@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
@@ -50,9 +51,9 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of strings, the first column to the left, the others to the right."""
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
         for i, column in enumerate(columns):
-            table.add_column(escape(column), justify="right" if i else "left")
+            table.add_column(escape(column), justify="right" if i else "left", no_wrap=True)
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self._rich.print(table)
