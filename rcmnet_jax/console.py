@@ -51,7 +51,7 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of strings, the first column to the left, the others to the right."""
-        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
         for i, column in enumerate(columns):
             table.add_column(escape(column), justify="right" if i else "left", no_wrap=True)
         for row in rows:
