@@ -90,8 +90,10 @@ def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]]) -> None:
     main = data.target or data.source
     assert main is not None
     kind = "SYNTHETIC DATA, " if main.synthetic else ""
-    rows = [[arm, *(interval(values[name]) for name in SHOWN), str(values["n"])] for arm, values in metrics.items()]
-    console.table(f"{kind}{main.spec}: 95% intervals", ["", *(name.replace("_", " ") for name in SHOWN), "n"], rows)
+    rows = [[arm, *(interval(values[name]) for name in SHOWN)] for arm, values in metrics.items()]
+    number = next(iter(metrics.values()))["n"]
+    title = f"{kind}{main.spec}: {number} images, 95% intervals"
+    console.table(title, ["", *(name.replace("_", " ") for name in SHOWN)], rows)
     console.say(bundles.DISCLAIMER)
     console.say(f"Bundle: {here.workdir / 'bundle'}")
     console.say(f"Report: {here.workdir / 'report.html'}")
