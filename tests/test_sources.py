@@ -279,7 +279,7 @@ def test_rows_that_give_no_image_are_listed(tmp_path):
     }
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.one_of(st.binary(max_size=300), st.text(alphabet='ab/.,;"\n\r\t \\\0é', max_size=120).map(str.encode)))
 def test_any_manifest_is_read_or_refused(tmp_path, text):
     fill(tmp_path, "a/b.png")
@@ -445,7 +445,7 @@ def test_what_is_no_zip_is_refused(tmp_path, content):
         open_source(str(path))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_zip_is_read_in_part_or_refused(tmp_path, changes):
     path = pack(tmp_path / "t.zip", {"a/1.png": png(1), "a/2.png": png(2)})
@@ -462,7 +462,7 @@ def test_a_damaged_zip_is_read_in_part_or_refused(tmp_path, changes):
     assert set(contents) <= {png(1), png(2)}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.text(alphabet="ab./\\:é ", min_size=1, max_size=12), min_size=1, max_size=5, unique=True))
 def test_members_of_any_name_are_listed_or_left_out(tmp_path, names):
     path = pack(tmp_path / "t.zip", {name + ".png": png() for name in names})

@@ -49,7 +49,7 @@ def _open(spec: str, labelled: bool) -> Source:
     if colon and kind == "tfds":
         from rcmnet_jax.data.forms.prepared_tfds import open_tfds
 
-        return open_tfds(spec, name)
+        return open_tfds(spec, name, labelled=labelled)
     if not spec or "\0" in spec:
         raise UserError(f"DATA is {spec!r}. Give {_FORMS}.")
     path = Path(spec).expanduser()
