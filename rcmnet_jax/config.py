@@ -73,7 +73,7 @@ class SourceConfig:
 
     data: str = "synthetic:pbc"  # folder, CSV, zip, npz, tfds:NAME, synthetic:NAME; none: transfer from init_from
     splits: str = ""  # CSV path,split[,group]; empty: the data's own, else drawn from the seed
-    epochs: float = 8.0
+    epochs: float = 10.0  # of the training part
     image_size: int = 0  # pixels; 0: as image_size at the top
     init_from: str = ""  # weights to start from; empty: random
     val_fraction: float = 0.15  # of the images, where no split is given
@@ -89,7 +89,7 @@ class TargetConfig:
     splits: str = ""
     folds: str = "auto"  # auto: 5, or the number of groups if there are fewer
     seeds: int = 1  # repetitions of the whole cross-validation, each with its own folds
-    epochs: float = 12.0
+    epochs: float = 8.0  # of each fold's training part
     image_size: int = 0
     inner_fraction: float = 0.2  # of a fold's training part: the only ground on which anything is chosen
     select: str = "last"  # last: EMA weights of the last step | inner: best epoch by inner balanced accuracy
