@@ -77,29 +77,35 @@ def download(
         while failures < attempts:
             if failures:
                 time.sleep(pause * 2 ** (failures - 1))
-            resumed = part.stat().st_size > 0
             try:
-                _fetch(remote, file, stall, progress)
+                _fetch_checked(remote, file, stall, progress)
             except _Broken as error:
                 reason, size = str(error), part.stat().st_size
                 # A server that cuts off often but goes on each time gets there in the end.
                 failures = 1 if size >= reached + _SLOWEST else failures + 1
                 reached = max(reached, size)
                 continue
-            file.flush()
-            if _matches(part, remote.checksum):
-                os.fsync(file.fileno())
-                part.replace(path)
-                files.fsync_path(path.parent)
-                return path
-            file.truncate(0)
-            reason = f"the content does not match {remote.checksum}"
-            # What an earlier run left may be to blame once; a file fetched whole and wrong stays wrong.
-            if not resumed:
-                raise UserError(f"{remote.url}: {reason}. Not used; tell the owner of the site.")
+            part.replace(path)
+            files.fsync_path(path.parent)
+            return path
     raise UserError(
         f"{remote.url}: {reason}; tried {attempts} times. Run again to go on, or fetch it yourself to {path}."
     )
+
+
+def _fetch_checked(remote: Remote, file: IO[bytes], stall: float, progress: Progress | None) -> None:
+    """Takes the part to its end and checks it; it is emptied where the content is not what the checksum says."""
+    resumed = file.seek(0, os.SEEK_END) > 0
+    _fetch(remote, file, stall, progress)
+    if _matches(Path(file.name), remote.checksum):
+        os.fsync(file.fileno())
+        return
+    file.truncate(0)
+    reason = f"the content does not match {remote.checksum}"
+    # What an earlier run left may be to blame once; a file fetched whole and wrong stays wrong.
+    if resumed:
+        raise _Broken(reason)
+    raise UserError(f"{remote.url}: {reason}. Not used; tell the owner of the site.")
 
 
 @contextlib.contextmanager
