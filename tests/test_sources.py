@@ -139,6 +139,20 @@ def test_classes_that_differ_only_by_case_are_refused(tmp_path):
         open_source(str(fill(tmp_path, "Neutrophil /1.png", "neutrophil/1.png")))
 
 
+def test_classes_that_differ_only_by_unicode_spelling_are_refused(tmp_path):
+    with pytest.raises(UserError, match="differs from"):
+        open_source(str(fill(tmp_path, "Zelle\u00e4/1.png", "Zellea\u0308/1.png")))
+
+
+def test_a_file_over_a_gibibyte_is_never_read(tmp_path):
+    fill(tmp_path, "a/1.png")
+    with (tmp_path / "a/1.png").open("r+b") as file:
+        file.truncate((1 << 30) + 1)  # a hole: takes no space
+    source = open_source(str(tmp_path))
+    with pytest.raises(UnreadableError, match="larger than 1024 MiB"):
+        source.read(source.items[0])
+
+
 def test_unicode_and_long_names_are_kept(tmp_path):
     names = [f"Zellen-ä-細胞/{'長' * 80}.png", f"a/{'x' * 250}.png"]
     assert [item.path for item in open_source(str(fill(tmp_path, *names))).items] == sorted(names)
@@ -560,22 +574,30 @@ from PIL import Image
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("good", "twice", "no_image", "no_label")]
     def _info(self):
         features = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                     "label": tfds.features.ClassLabel(names=["a", "b"]), "group": tfds.features.Text()}
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+        name = self.builder_config.name
+        if name == "twice":
+            features["path"] = tfds.features.Text()
+        if name.startswith("no_"):
+            del features[name[3:]]
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(3), "test": self._generate_examples(2)}
     def _generate_examples(self, count):
         for i in range(count):
             buffer = io.BytesIO()
             Image.fromarray(np.full((3, 4, 3), i, np.uint8)).save(buffer, "png")
-            yield i, {"image": buffer.getvalue(), "label": i % 2, "group": f"d{i}"}
+            example = {"image": buffer.getvalue(), "label": i % 2, "group": f"d{i}", "path": "a/1.png"}
+            yield i, {key: example[key] for key in self.info.features}
 """
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_prepared_tfds_set_is_read_without_tensorflow(tmp_path, monkeypatch):
+@pytest.fixture
+def tfds_set(tmp_path, monkeypatch):
+    """A function that prepares a configuration of the set `rcmtoy` and returns its spec."""
     tfds = pytest.importorskip("tensorflow_datasets")
     package = tmp_path / "code" / "rcmtoy"
     package.mkdir(parents=True)
@@ -584,16 +606,55 @@ def test_a_prepared_tfds_set_is_read_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     importlib.import_module("rcmtoy")
+
+    def make(name):
+        where = tmp_path / "tfds"
+        tfds.builder(f"rcmtoy/{name}", data_dir=where, file_format="array_record").download_and_prepare()
+        return f"tfds:rcmtoy/{name}"
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_prepared_tfds_set_is_read_without_tensorflow(tfds_set):
     with pytest.raises(UserError, match="not prepared in"):
-        open_source("tfds:rcmtoy")
-    tfds.builder("rcmtoy", data_dir=tmp_path / "tfds", file_format="array_record").download_and_prepare()
-    source = open_source("tfds:rcmtoy")
+        open_source("tfds:rcmtoy/good")
+    source = open_source(tfds_set("good"))
     assert "tensorflow" not in sys.modules
     assert [(item.path, item.split) for item in source.items][::2] == [
         ("test/0000000", "test"), ("train/0000000", "train"), ("train/0000002", "train"),
     ]  # fmt: skip
     levels = {int(np.asarray(Image.open(io.BytesIO(source.read(item))))[0, 0, 0]): item for item in source.items}
     assert all(item.label == "ab"[level % 2] and item.group == f"d{level}" for level, item in levels.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("twice", "two records have the same path"),
+        ("no_image", "no feature 'image'"),
+        ("no_label", "no feature 'label'"),
+    ],
+)
+def test_a_tfds_set_that_cannot_be_learnt_from_is_refused(tfds_set, name, message):
+    with pytest.raises(UserError, match=message):
+        open_source(tfds_set(name))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tfds_set_that_is_damaged_or_in_another_file_format_is_refused(tfds_set, tmp_path):
+    spec = tfds_set("good")
+    (records,) = (tmp_path / "tfds").rglob("*train.array_record*")
+    content = bytearray(records.read_bytes())
+    content[-100_000:] = bytes(len(content[-100_000:]))
+    records.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        open_source(spec)
+    info = records.with_name("dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="is there as tfrecord only"):
+        open_source(spec)
 
 
 @pytest.mark.parametrize("name", ["no such", "hub:set", "../x", "", "rcm_no_such_set"])
