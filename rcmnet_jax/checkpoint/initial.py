@@ -20,7 +20,7 @@ def is_imported(path: str) -> bool:
 
     A bundle of ours answers for itself; no path means random weights, for which the paper's gates are meant.
     """
-    if not Path(path).is_dir():
+    if not path or not Path(path).is_dir():  # an empty path would be the current folder
         return bool(path)
     from rcmnet_jax import bundle
 
