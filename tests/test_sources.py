@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -461,6 +461,8 @@ def test_what_is_no_zip_is_refused(tmp_path, content):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+@example(changes=[(2035, 0)])
+@example(changes=[(2035, 255), (2036, 255)])
 def test_a_damaged_zip_is_read_in_part_or_refused(tmp_path, changes):
     path = pack(tmp_path / "t.zip", {"a/1.png": png(1), "a/2.png": png(2)})
     data = bytearray(path.read_bytes())
@@ -562,6 +564,33 @@ def test_an_array_that_lies_about_its_shape_is_refused(tmp_path):
     members["train_images.npy"] = members["train_images.npy"].replace(b"(5, 6, 7, 3)", b"(9, 6, 7, 3)")
     with pytest.raises(UserError, match="says its shape"):
         open_source(str(pack(tmp_path / "m.npz", members)))
+
+
+def test_damage_deep_inside_an_array_refuses_the_whole_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcmnet_jax.data.forms.medmnist._BLOCK", 2000)
+    medmnist(tmp_path / "m.npz", (("train", 200),), compressed=False)
+    data = bytearray((tmp_path / "m.npz").read_bytes())
+    data[data.index(b"train_images") + 15_000] ^= 1
+    (tmp_path / "m.npz").write_bytes(data)
+    source = open_source(str(tmp_path / "m.npz"))
+    with pytest.raises(UserError, match="damaged"):
+        [source.read(item) for item in source.items]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_npz_is_refused_or_gives_its_own_pixels(tmp_path, changes):
+    arrays = medmnist(tmp_path / "m.npz", (("train", 5),))
+    data = bytearray((tmp_path / "m.npz").read_bytes())
+    for place, value in changes:
+        data[place % len(data)] = value
+    (tmp_path / "m.npz").write_bytes(data)
+    try:
+        source = open_source(str(tmp_path / "m.npz"))
+        for i, item in enumerate(source.items):
+            assert source.read(item)[-126:] == arrays["train_images"][i].tobytes()
+    except UserError:
+        return
 
 
 # ---- TFDS, synthetic, real ----

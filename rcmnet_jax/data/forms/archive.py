@@ -5,10 +5,10 @@ from __future__ import annotations
 import stat
 import time
 import zipfile
-import zlib
 from pathlib import Path
 
 from rcmnet_jax.data.forms.base import (
+    DAMAGE,
     MAX_FILE,
     Item,
     Skipped,
@@ -42,15 +42,7 @@ class ZipSource(Source):
         try:
             with self._archive.open(info) as member:
                 return member.read()
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-            ValueError,
-        ) as error:
+        except DAMAGE as error:
             raise UnreadableError(f"damaged member of the zip ({' '.join(str(error).split())[:100]})") from error
 
     def stamp(self) -> str | None:
@@ -71,7 +63,7 @@ def open_zip(spec: str, path: Path, *, labelled: bool) -> Source:
     try:
         archive = zipfile.ZipFile(path)
         infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{spec}: not a whole zip file ({error}). Download or pack it again.") from error
     _refuse(spec, path, infos)
     skipped, names = [], []

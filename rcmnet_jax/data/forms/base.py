@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import stat
+import struct
 import unicodedata
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +29,11 @@ SPLITS = {
 }  # fmt: skip
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db")
 MAX_FILE = 1 << 30  # bytes of one image file
+# What zipfile and NumPy's header reader raise on damaged bytes: besides their own, whatever they stumble on.
+DAMAGE: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, TypeError),
+    *(LookupError, ArithmeticError, NotImplementedError, RuntimeError, SyntaxError),
+)
 
 
 @dataclass(frozen=True)

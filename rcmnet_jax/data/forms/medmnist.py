@@ -6,7 +6,6 @@ import math
 import threading
 import time
 import zipfile
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rcmnet_jax.data.forms.base import Item, Source, UnreadableError, stamp_of
+from rcmnet_jax.data.forms.base import DAMAGE, Item, Source, stamp_of
 from rcmnet_jax.data.images import MAX_PIXELS
 from rcmnet_jax.errors import UserError
 
@@ -24,7 +23,6 @@ _SPLITS = ("train", "val", "test")
 _MAX_IMAGES = 20_000_000
 _BLOCK = 8 << 20  # bytes read at once
 _BLOCKS_KEPT = 4
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
 
 
 class _Member(NamedTuple):
@@ -57,10 +55,13 @@ class NpzSource(Source):
         block, place = divmod(int(number), per_block)
         try:
             data = self._block(member, block, per_block)[place * member.one : (place + 1) * member.one]
-        except _DAMAGE as error:
-            raise UnreadableError(f"damaged npz file ({' '.join(str(error).split())[:100]})") from error
+        except DAMAGE as error:
+            # One checksum covers the whole array, so that none of its images can be trusted.
+            raise UserError(
+                f"{self.spec}: damaged ({' '.join(str(error).split())[:100]}). Download it again."
+            ) from error
         if len(data) != member.one:
-            raise UnreadableError("truncated npz file")
+            raise UserError(f"{self.spec}: ends before {item.path}. Download it again.")
         height, width = member.shape[1:3]
         kind = "P6" if member.shape[3:] == (3,) else "P5"
         return f"{kind}\n{width} {height}\n255\n".encode() + data
@@ -107,7 +108,7 @@ def open_npz(spec: str, path: Path) -> Source:
             raise UserError(f"{spec}: no train_images in it, but {shown}. Give an npz in MedMNIST's layout.")
         members = {split: _images(spec, archive, f"{split}_images.npy") for split in found}
         labels = {split: _labels(spec, archive, split, members[split].shape[0]) for split in found}
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"{spec}: not a whole npz file ({error}). Download it again.") from error
     top = max(int(values.max(initial=0)) for values in labels.values())
     blood = path.name.lower().startswith("bloodmnist") and top < len(BLOODMNIST)
