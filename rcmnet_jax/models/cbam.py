@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from rcmnet_jax.models.layers import Conv, Linear
 from rcmnet_jax.models.norm import norm
+from rcmnet_jax.models.reduce import gated, summarise_channels, summarise_space
 
 
 def open_gate(logits: Array, identity: bool) -> Array:
@@ -30,7 +30,7 @@ class ChannelGate(nnx.Module):
         self.identity = identity
 
     def __call__(self, x: Array) -> Array:
-        mean, peak = x.mean((1, 2)), x.max((1, 2))  # (B, C)
+        mean, peak = summarise_space(x)  # (B, C)
         logits = self.expand(nnx.relu(self.squeeze(mean))) + self.expand(nnx.relu(self.squeeze(peak)))
         return open_gate(logits, self.identity)[:, None, None, :]
 
@@ -48,8 +48,7 @@ class SpatialGate(nnx.Module):
         self.identity = identity
 
     def __call__(self, x: Array, train: bool) -> Array:
-        summary = jnp.stack([x.max(-1), x.mean(-1)], axis=-1)  # (B, H, W, 2)
-        return open_gate(self.bn(self.conv(summary), train), self.identity)
+        return open_gate(self.bn(self.conv(summarise_channels(x)), train), self.identity)
 
 
 class CBAM(nnx.Module):
@@ -60,5 +59,5 @@ class CBAM(nnx.Module):
         self.spatial = SpatialGate(kernel=kernel, kind=kind, identity=identity)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        x = x * self.channel(x)
-        return x * self.spatial(x, train)
+        x = gated(x, self.channel(x))
+        return gated(x, self.spatial(x, train))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
 from rcmnet_jax.models.layers import parameter, statistic
+from rcmnet_jax.models.reduce import sum_rows
 
 EPSILON = 1e-5
 
@@ -28,19 +30,54 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
 
     def __call__(self, x: Array, train: bool) -> Array:
-        if train:
-            y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            axes = tuple(range(x.ndim - 1))
-            mean = y.mean(axes)
-            var = jnp.square(y - mean).mean(axes)
-            count = math.prod(x.shape[:-1])
-            for running, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
-                old = running[...]
-                running[...] = old + self.momentum * (lax.stop_gradient(new).astype(old.dtype) - old)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        factor = self.scale[...] * lax.rsqrt(var + EPSILON)
-        return (x * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
+        if not train:
+            factor = self.scale[...] * lax.rsqrt(self.var[...] + EPSILON)
+            return (x * factor + (self.bias[...] - self.mean[...] * factor)).astype(x.dtype)
+        y, mean, var = batch_norm(x, self.scale[...], self.bias[...])
+        count = math.prod(x.shape[:-1])
+        for running, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
+            old = running[...]
+            running[...] = old + self.momentum * (new.astype(old.dtype) - old)
+        return y
+
+
+@jax.custom_vjp
+def batch_norm(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Normalises x (..., C) by its own mean and biased variance; returns (y, mean, variance).
+
+    y has x's type, the moments are float32 at least and carry no gradient.
+    """
+    y, mean, var, _ = _normalise(x, scale, bias)
+    return y, mean, var
+
+
+def _normalise(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array, Array]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = math.prod(x.shape[:-1])
+    mean = sum_rows(wide) / count
+    centred = wide - mean
+    var = sum_rows(jnp.square(centred)) / count
+    spread = lax.rsqrt(var + EPSILON)
+    return (centred * (spread * scale) + bias).astype(x.dtype), mean, var, spread
+
+
+def _forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, var, spread = _normalise(x, scale, bias)
+    return (y, mean, var), (x, mean, spread, scale)
+
+
+def _backward(saved: tuple[Array, ...], gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """Ioffe and Szegedy 2015, section 3, with the sums taken once."""
+    x, mean, spread, scale = saved
+    dy = gradients[0].astype(mean.dtype)
+    count = math.prod(x.shape[:-1])
+    normal = (x.astype(mean.dtype) - mean) * spread
+    dbias, dscale = sum_rows(dy), sum_rows(dy * normal)
+    dx = (dy - (dbias / count) - normal * (dscale / count)) * (scale * spread)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+
+
+batch_norm.defvjp(_forward, _backward)
 
 
 class GroupNorm(nnx.Module):

@@ -1,0 +1,134 @@
+"""Sums and maxima over images, in the form that the backend at hand computes well.
+
+XLA's CPU compiler reduces over two or three axes at once, or over the minor one, element by element: 5-10 times slower
+than memory allows. A product with a vector of ones, or the maximum of slices, is as fast as it. All forms agree to
+rounding. None but `gated` and the two summaries is meant to be differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from rcmnet_jax.models.backend import on_cpu as on_cpu
+
+
+def sum_rows(x: Array) -> Array:
+    """Sum over all axes but the last, (..., C) -> (C,)."""
+    if not on_cpu():
+        return x.sum(range(x.ndim - 1))
+    rows = x.reshape(-1, x.shape[-1])
+    return (jnp.ones((1, rows.shape[0]), x.dtype) @ rows)[0]
+
+
+def sum_space(x: Array) -> Array:
+    """Sum over height and width, (B, H, W, C) -> (B, C)."""
+    if not on_cpu():
+        return x.sum((1, 2))
+    places = x.reshape(x.shape[0], -1, x.shape[-1])
+    return (jnp.ones((x.shape[0], 1, places.shape[1]), x.dtype) @ places)[:, 0]
+
+
+def sum_channels(x: Array) -> Array:
+    """Sum over the last axis, (..., C) -> (...)."""
+    if not on_cpu():
+        return x.sum(-1)
+    return (x.reshape(-1, x.shape[-1]) @ jnp.ones((x.shape[-1], 1), x.dtype)).reshape(x.shape[:-1])
+
+
+def max_space(x: Array) -> Array:
+    """Maximum over height and width, (B, H, W, C) -> (B, C)."""
+    return _fold(x.reshape(x.shape[0], -1, x.shape[-1]), 1) if on_cpu() else x.max((1, 2))
+
+
+def max_channels(x: Array) -> Array:
+    """Maximum over the last axis, (..., C) -> (...)."""
+    return _fold(x, x.ndim - 1) if on_cpu() else x.max(-1)
+
+
+def _fold(x: Array, axis: int) -> Array:
+    """Maximum over one axis: of up to 16 slices first, then of what is left."""
+    length = x.shape[axis]
+    parts = next((n for n in (8, *range(16, 1, -1)) if length % n == 0), 1)
+    size = length // parts
+    slices = [lax.slice_in_dim(x, i * size, (i + 1) * size, axis=axis) for i in range(parts)]
+    return reduce(jnp.maximum, slices).max(axis)
+
+
+def _at_peak(x: Array, peak: Array) -> Array:
+    """1 where x is its maximum, else 0.
+
+    XLA may compute x once for its maximum and again, rounded otherwise, for this comparison, hence the tolerance; of
+    16 bits a few units would take in values that are no maximum at all.
+    """
+    if x.dtype.itemsize < 4:
+        return (x >= peak).astype(x.dtype)
+    tolerance = 8 * float(np.finfo(x.dtype).eps) * jnp.maximum(jnp.abs(peak), 1)
+    return (x >= peak - tolerance).astype(x.dtype)
+
+
+@jax.custom_vjp
+def summarise_space(x: Array) -> tuple[Array, Array]:
+    """Mean and maximum over height and width, (B, H, W, C) -> two of (B, C); equal maxima share the gradient."""
+    return sum_space(x) / math.prod(x.shape[1:3]), max_space(x)
+
+
+def _space_forward(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    mean, peak = summarise_space(x)
+    return (mean, peak), (x, peak)
+
+
+def _space_backward(saved: tuple[Array, Array], gradients: tuple[Array, Array]) -> tuple[Array]:
+    x, peak = saved
+    mask = _at_peak(x, peak[:, None, None])
+    share = gradients[1] / jnp.maximum(sum_space(mask), 1)
+    return (mask * share[:, None, None] + (gradients[0] / math.prod(x.shape[1:3]))[:, None, None],)
+
+
+summarise_space.defvjp(_space_forward, _space_backward)
+
+
+@jax.custom_vjp
+def summarise_channels(x: Array) -> Array:
+    """Maximum and mean over channels, (B, H, W, C) -> (B, H, W, 2); equal maxima share the gradient."""
+    return jnp.stack([max_channels(x), sum_channels(x) / x.shape[-1]], axis=-1)
+
+
+def _channels_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    peak = max_channels(x)
+    return jnp.stack([peak, sum_channels(x) / x.shape[-1]], axis=-1), (x, peak)
+
+
+def _channels_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    x, peak = saved
+    mask = _at_peak(x, peak[..., None])
+    share = gradient[..., 0] / jnp.maximum(sum_channels(mask), 1)
+    return (mask * share[..., None] + gradient[..., 1:] / x.shape[-1],)
+
+
+summarise_channels.defvjp(_channels_forward, _channels_backward)
+
+
+@jax.custom_vjp
+def gated(x: Array, gate: Array) -> Array:
+    """x * gate for x (B, H, W, C) and a gate (B, 1, 1, C) or (B, H, W, 1)."""
+    return x * gate
+
+
+def _gated_forward(x: Array, gate: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x * gate, (x, gate)
+
+
+def _gated_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, gate = saved
+    if gate.shape[-1] == 1:
+        return dy * gate, sum_channels(dy * x)[..., None]
+    return dy * gate, sum_space(dy * x)[:, None, None]
+
+
+gated.defvjp(_gated_forward, _gated_backward)

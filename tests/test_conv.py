@@ -1,0 +1,54 @@
+"""Every fast form equals the plain one, in value and gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcmnet_jax.models import conv as forms
+from rcmnet_jax.models import reduce
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def alike(fast, plain, *args):
+    """Compares values, and gradients under a random cotangent."""
+    ours, pull = jax.vjp(fast, *args)
+    theirs, other = jax.vjp(plain, *args)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+    cotangent = draw(*ours.shape, seed=1)
+    for a, b in zip(pull(cotangent), other(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [((2, 2), 3, 1, 1), ((4, 4), 3, 2, 1), ((1, 1), 3, 1, 1), ((3, 2), 3, 1, 1), ((5, 4), 3, 2, 1), ((2, 2), 1, 1, 0),
+     ((4, 4), 7, 1, 3), ((2, 3), 5, 2, 2)],
+)  # fmt: skip
+def test_patches_and_a_product_equal_the_convolution(size, kernel, stride, padding):
+    x, w = draw(3, *size, 5), draw(kernel, kernel, 5, 6, seed=2)
+    alike(
+        lambda x, w: forms.patches_conv(x, w, stride, padding),
+        lambda x, w: forms.plain_conv(x, w, stride, padding),
+        x,
+        w,
+    )
+    np.testing.assert_allclose(
+        forms.conv(x, w, stride=stride, padding=padding), forms.plain_conv(x, w, stride, padding), rtol=2e-5, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (16, 5), (1, 1), (2, 3)])
+def test_the_sliced_maximum_equals_the_windowed_one(size):
+    alike(forms.sliced_max_pool, forms.plain_max_pool, draw(3, *size, 4))
+
+
+def test_summaries_equal_their_definitions():
+    x = draw(3, 4, 5, 6)
+    alike(lambda x: jnp.stack(reduce.summarise_space(x)), lambda x: jnp.stack([x.mean((1, 2)), x.max((1, 2))]), x)
+    alike(reduce.summarise_channels, lambda x: jnp.stack([x.max(-1), x.mean(-1)], -1), x)

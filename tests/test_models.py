@@ -1,0 +1,120 @@
+"""The networks against their PyTorch twin, and the facts about them that users rely on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig
+from rcmnet_jax.models import MODELS, Network, count, table
+
+SWITCHES = ("resnet18", "resnet18_cbam", "resnet18_mhsa", "rcmnet")
+
+
+def parity(config, size, dtype, logits_within, gradients_within, batch=4):
+    pytest.importorskip("torch")
+    from tests.reference.compare import jax_step, problem, torch_step, worst
+
+    case = problem(config, size, batch=batch)
+    ours, theirs = jax_step(*case, dtype), torch_step(*case, dtype)
+    names = ("loss", "training logits", "inference logits", "gradients", "statistics")
+    bounds = (logits_within, logits_within, logits_within, gradients_within, logits_within)
+    for name, a, b, bound in zip(names, ours, theirs, bounds, strict=True):
+        assert worst(a, b) < bound, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 64), (96, 96), (64, 96)])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_in_float64_it_equals_the_twin(name, size):
+    parity(ModelConfig(name=name, width=8), size, np.float64, 1e-8, 1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gate": "identity"},
+        {"position": "none"},
+        {"position": "absolute"},
+        {"cbam_placement": "stage"},
+        {"cbam_kernel": 3, "cbam_reduction": 4},
+        {"heads": 2},
+        {"norm": "group"},
+        {"name": "resnet50_cbam_mhsa"},
+        {"name": "resnet34"},
+    ],
+)
+def test_with_each_option_it_equals_the_twin(changes):
+    parity(ModelConfig(**{"name": "rcmnet", "width": 8, **changes}), (64, 64), np.float64, 1e-8, 1e-8)
+
+
+@pytest.mark.slow
+def test_in_float32_it_equals_the_twin_to_rounding():
+    parity(ModelConfig(width=8), (64, 64), np.float32, 1e-4, 1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWITCHES)
+def test_at_full_width_and_224_pixels_it_equals_the_twin(name):
+    parity(ModelConfig(name=name), (224, 224), np.float32, 1e-4, 1e-2, batch=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"),
+    [
+        ("resnet18", 224, 11_180_616),
+        ("resnet18_cbam", 224, 11_270_496),
+        ("rcmnet", 224, 8_131_424),
+        ("rcmnet", 64, 8_126_304),
+        ("resnet50", 224, 23_524_424),
+    ],
+)
+def test_the_number_of_parameters_is_as_documented(name, size, parameters):
+    assert count(Network(ModelConfig(name=name), classes=8, image_size=size).abstract()[0]) == parameters
+
+
+def test_every_name_of_the_config_can_be_built_and_is_listed():
+    assert set(MODELS) == set(MODEL_NAMES)
+    for name in MODEL_NAMES:
+        network = Network(ModelConfig(name=name, width=8), classes=3, image_size=64)
+        params, stats = network.abstract()
+        assert params["fc"]["kernel"].shape[1] == 3
+        assert all(isinstance(key, str) for key in (*params, *stats))
+    assert {row["name"] for row in table(64, 8)} == set(MODEL_NAMES)
+
+
+def test_initial_values_follow_from_the_seed_and_the_leafs_path():
+    small, other = (Network(ModelConfig(name=name, width=8), classes=3, image_size=32) for name in SWITCHES[::3])
+    first, again, third = small.init(5)[0], small.init(5)[0], small.init(6)[0]
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.array_equal(first["conv1"]["kernel"], third["conv1"]["kernel"])
+    np.testing.assert_array_equal(first["conv1"]["kernel"], other.init(5)[0]["conv1"]["kernel"])
+
+
+def test_weight_decay_spares_norms_biases_and_position_tables():
+    network = Network(ModelConfig(width=8), classes=3, image_size=64)
+    flat, _ = jax.tree_util.tree_flatten_with_path(network.abstract()[0])
+    paths = [tuple(entry.key for entry in path) for path, _ in flat]
+    assert {path[-1] for path in paths if network.decays(path)} == {"kernel"}
+    assert {"scale", "bias", "rel_height", "rel_width"} <= {path[-1] for path in paths if not network.decays(path)}
+    assert {network.depth(path) for path in paths} == {0, 1, 2, 3, 4, 5}
+
+
+def test_bfloat16_computes_near_float32_and_answers_in_float32():
+    network = Network(ModelConfig(name="resnet18", width=8), classes=3, image_size=32)
+    params, stats = network.init(0)
+    x = jnp.asarray(np.random.default_rng(0).random((2, 32, 32, 3)), jnp.float32)
+    wide, narrow = (
+        jax.jit(lambda x, d=d: network(params, stats, x, dtype=d)[0])(x) for d in (jnp.float32, jnp.bfloat16)
+    )
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, wide, atol=0.1 * float(jnp.abs(wide).max()) + 0.02)
+
+
+def test_another_size_of_image_is_refused_with_both_sizes():
+    network = Network(ModelConfig(name="resnet18", width=8), classes=3, image_size=32)
+    with pytest.raises(ValueError, match="32, 32"):
+        network(*network.init(0), jnp.zeros((1, 64, 64, 3)))
