@@ -52,3 +52,24 @@ def test_summaries_equal_their_definitions():
     x = draw(3, 4, 5, 6)
     alike(lambda x: jnp.stack(reduce.summarise_space(x)), lambda x: jnp.stack([x.mean((1, 2)), x.max((1, 2))]), x)
     alike(reduce.summarise_channels, lambda x: jnp.stack([x.max(-1), x.mean(-1)], -1), x)
+
+
+def test_equal_maxima_share_the_gradient():
+    flat = jnp.full((1, 2, 2, 3), 0.7)
+    over_space = jax.grad(lambda x: reduce.summarise_space(x)[1].sum())(flat)
+    over_channels = jax.grad(lambda x: reduce.summarise_channels(x)[..., 0].sum())(flat)
+    np.testing.assert_allclose(over_space, 1 / 4, rtol=1e-6)
+    np.testing.assert_allclose(over_channels, 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [(3, 1, 1, 6), (3, 4, 5, 1)])
+def test_a_gate_is_a_broadcast_product(gate):
+    alike(reduce.gated, jnp.multiply, draw(3, 4, 5, 6), draw(*gate, seed=3))
+
+
+def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 17, 1, 19)))
+        np.testing.assert_allclose(reduce.sum_rows(x), np.asarray(x).sum((0, 1, 2)), rtol=1e-12)
+        np.testing.assert_array_equal(reduce.max_space(x), np.asarray(x).max((1, 2)))
+        np.testing.assert_array_equal(reduce.max_channels(x), np.asarray(x).max(-1))

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import zlib
@@ -119,3 +120,18 @@ def test_a_cache_that_is_not_the_users_own_folder_is_not_used(tmp_path, caplog, 
         assert runtime.enable_compilation_cache(tmp_path) is None
     assert "not a folder of yours" in caplog.text
     assert not jax.config.jax_compilation_cache_dir
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_a_large_block_that_was_freed_is_used_again_and_not_mapped_anew():
+    code = """
+import resource, rcmnet_jax, numpy as np
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(25_000_000, np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
+"""
+    again = {keep: int(python(code, RCMNET_KEEP_MALLOC=keep).stdout.split()[1]) for keep in ("0", "1")}
+    assert again["0"] < 100
+    assert again["1"] > again["0"]

@@ -45,9 +45,9 @@ def torch_step(network, params, stats, images, labels, dtype):
 
     entry, c = MODELS[network.config.name], network.config
     twin = Twin(
-        entry.body, entry.cbam, entry.mhsa, classes=network.classes, size=network.image_size, width=c.width, norm=c.norm,
-        reduction=c.cbam_reduction, kernel=c.cbam_kernel, placement=c.cbam_placement, double=c.gate == "identity",
-        heads=c.heads, position=c.position,
+        entry.body, entry.cbam, entry.mhsa, classes=network.classes, size=network.image_size, width=c.width,
+        norm=c.norm, reduction=c.cbam_reduction, kernel=c.cbam_kernel, placement=c.cbam_placement,
+        double=c.gate == "identity", heads=c.heads, position=c.position,
     ).to(torch.float64 if dtype == np.float64 else torch.float32)  # fmt: skip
     state = {k: torch.from_numpy(v.astype(dtype)) for k, v in to_torch(params, stats).items()}
     missing, unexpected = twin.load_state_dict(state, strict=False)
