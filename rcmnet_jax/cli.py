@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from rcmnet_jax.errors import Interrupted, RunError, UserError
+from rcmnet_jax.files import is_disk_full
 
 
 def guarded(main: Callable[[], None]) -> int:
@@ -25,23 +26,26 @@ def guarded(main: Callable[[], None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output left: nothing to say
         return 0
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            where = f" while writing {error.filename}" if error.filename else ""
-            return _report(Interrupted(f"The disk is full{where}. Make room and run the same command again to go on."))
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _report(UserError(f"{error.filename}: {error.strerror}. Check who may read and write there."))
-        raise
+    except (OSError, RuntimeError) as error:
+        return _machine_fault(error)
     except MemoryError:
         return _report(UserError("The machine's memory does not hold this run. Lower batch_size or image_size."))
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first = str(error).splitlines()[0]
-        return _report(
-            UserError(f"The device's memory does not hold this run ({first}). Lower batch_size or image_size.")
-        )
     return 0
+
+
+def _machine_fault(error: OSError | RuntimeError) -> int:
+    """Reports what the machine is to blame for, and raises anything else again."""
+    name = getattr(error, "filename", None)
+    if is_disk_full(error):
+        where = f" while writing {name}" if name else ""
+        return _report(Interrupted(f"The disk is full{where}. Make room and run the same command again to go on."))
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return _report(UserError(f"{name}: {error.strerror}. Check who may read and write there."))
+    if "RESOURCE_EXHAUSTED" in str(error):
+        first = str(error).splitlines()[0]
+        text = f"The device's memory does not hold this run ({first}). Lower batch_size or image_size."
+        return _report(UserError(text))
+    raise error
 
 
 def _report(error: RunError) -> int:

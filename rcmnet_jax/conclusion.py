@@ -13,6 +13,8 @@ from rcmnet_jax.evaluation import calibration
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
 from rcmnet_jax.files import verify_sums
+from rcmnet_jax.report import run_report
+from rcmnet_jax.report.card import CardFacts, render_card
 from rcmnet_jax.training.sharding import barrier, is_main_process
 from rcmnet_jax.workdir import read_json, write_json
 
@@ -52,9 +54,7 @@ def conclude(here: Run, data: Data) -> None:
             if arm != "pretrain":
                 write_json(here.workdir / arm / "metrics.json", values)
         write_json(here.workdir / "metrics.json", next(iter(metrics.values())))
-        _final_bundle(here, data, main)
-        from rcmnet_jax.report import run_report
-
+        _final_bundle(here, data, main, next(iter(metrics.values())))
         run_report.write(here, data, tables, metrics)
         _show(here, data, metrics)
     barrier("conclusion")
@@ -76,13 +76,23 @@ def arm_tables(here: Run, data: Data) -> dict[str, Table]:
     }
 
 
-def _final_bundle(here: Run, data: Data, table: Table) -> None:
+def _final_bundle(here: Run, data: Data, table: Table, metrics: dict[str, Any]) -> None:
     made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
     facts: dict[str, Any] = {}
     if data.target is not None:
         log_p = np.log(np.maximum(table.probabilities, 1e-12))
         facts = calibration.calibrate(log_p, table.truth(), table.classes, fitted_on="pooled out-of-fold predictions")
-    bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts))
+    card = CardFacts(
+        model=made.network.config.name,
+        classes=made.classes,
+        preprocessing=dataclasses.asdict(made.rule),
+        data=run_report.data_facts(data),
+        metrics=metrics,
+        calibration=facts,
+        findings=data.audit.to_json()["findings"],
+        provenance=made.provenance,
+    )
+    bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts), render_card(card))
 
 
 def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from rcmnet_jax.config import ExperimentConfig, check, config_hash, from_dict, t
 from rcmnet_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
-PRESETS = [("cart", ""), ("cart", "smoke"), ("cart", "paper"), ("pbc", ""), ("pbc", "smoke")]
+PRESETS = [("cart", ""), ("cart", "smoke"), ("cart", "paper"), ("pbc", ""), ("pbc", "smoke"), ("bloodmnist", "")]
 
 
 def test_a_config_survives_the_way_through_json():

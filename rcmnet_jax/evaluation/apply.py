@@ -1,9 +1,8 @@
-"""The commands `predict` and `evaluate`: from a bundle and images to a table, from tables to metrics and a report."""
+"""The command `predict`: from a bundle and images to a predictions table."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -71,12 +70,3 @@ def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int
         ood=np.concatenate([part.ood for part in parts]),
         split=[split if split in ("train", "val", "test") else "" for split in examples.split.tolist()],
     )
-
-
-def evaluate(tables: Sequence[Path], output: Path, images: str | None) -> None:
-    """Writes metrics.json, figures, report.html and, of several tables, comparison.json to the folder `output`."""
-    from rcmnet_jax.report import evaluate_tables
-
-    console = Console()
-    evaluate_tables(list(tables), output, images)
-    console.say(f"Report: {output / 'report.html'}")

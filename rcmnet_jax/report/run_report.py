@@ -43,7 +43,7 @@ def write(here: Run, data: Data, tables: Mapping[str, Table], metrics: Mapping[s
         metrics=metrics[arm],
         title=f"{here.config.model.name}: {main.spec}{kind}",
         model=here.config.model.name,
-        data=_data_facts(data),
+        data=data_facts(data),
         trained=_trained(here, data),
         arms=metrics,
         log=read_rows(here.workdir / "log.jsonl"),
@@ -71,7 +71,8 @@ def reader(data: PreparedSet) -> ImageReader:
     return read
 
 
-def _data_facts(data: Data) -> list[DataFacts]:
+def data_facts(data: Data) -> list[DataFacts]:
+    """What became of the files of the source and the target."""
     facts = []
     for role, part in (("source", data.source), ("target", data.target)):
         if part is None:

@@ -1,0 +1,28 @@
+"""BloodMNIST by MedMNIST's protocol: its own split, pretraining stage alone, reported on `test`.
+
+    python -m rcmnet_jax.data.builders bloodmnist/64     (downloads and prepares it once; sizes 28, 64, 128, 224)
+    python launch.py --config=configs/bloodmnist.py      64 px; presets :128 and :224
+
+A downloaded file works as well: --config.source.data=bloodmnist_64.npz. Published at 64 px, ImageNet-pretrained
+ResNet-18, 3 seeds: 97.06 +- .11 (Doerrich et al., arXiv 2404.15786). Ours from scratch: not measured yet.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs.base import change, choose
+from rcmnet_jax.config import ExperimentConfig
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """The config of a preset: '' (64 px), '128' or '224'."""
+
+    def at(size: int) -> ExperimentConfig:
+        source = {"data": f"tfds:bloodmnist/{size}", "epochs": 30.0}
+        made: ExperimentConfig = change(
+            ExperimentConfig(), image_size=size, batch_size=64, source=source, target={"data": "none"}
+        )
+        return made
+
+    return choose(preset, {"": at(64), "128": at(128), "224": at(224)}, "configs/bloodmnist.py")
