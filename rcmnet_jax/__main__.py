@@ -49,6 +49,22 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, required=True, metavar="DIR")
     evaluate.add_argument("--images", metavar="DATA", help="the images themselves, for the report's examples")
 
+    export = command("export", _export, "Write a bundle in a form that other programs run, with a runnable example.")
+    export.add_argument("bundle", type=Path, metavar="BUNDLE")
+    export.add_argument("--to", required=True, choices=("stablehlo", "onnx", "safetensors", "torch"))
+    export.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+
+    convert = command("convert", _convert, "Make a bundle of ResNet or ViT weights in torchvision's or timm's layout.")
+    convert.add_argument(
+        "weights", type=Path, metavar="WEIGHTS", help=".safetensors, or a state dict as .pth (read safely)"
+    )
+    convert.add_argument("bundle", type=Path, metavar="BUNDLE", help="the new folder")
+    convert.add_argument("--model", required=True, metavar="NAME", help="one of `models`")
+    convert.add_argument("--classes", metavar="A,B,...", help="names; as many as the file's head has, and it is kept")
+    convert.add_argument("--size", type=int, default=224, metavar="PIXELS", help="side of the images (default 224)")
+    convert.add_argument("--allow-missing", action="store_true", help="leave what the file lacks as initialised")
+    convert.add_argument("--verify", metavar="DATA", help="compare with plain PyTorch on these images")
+
     models = command("models", _models, "List the models with parameters and GFLOPs.")
     models.add_argument("--size", type=int, default=224, metavar="PIXELS")
     models.add_argument("--classes", type=int, default=8, metavar="K")
@@ -62,15 +78,38 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from rcmnet_jax.evaluation.apply import evaluate
+    from rcmnet_jax.console import Console
+    from rcmnet_jax.report import evaluate_tables
 
-    evaluate(arguments.tables, arguments.output, arguments.images)
+    evaluate_tables(arguments.tables, arguments.output, arguments.images)
+    Console().say(f"Report: {arguments.output / 'report.html'}")
 
 
 def _audit(arguments: argparse.Namespace) -> None:
     from rcmnet_jax.data.audit.command import audit
 
     audit(arguments.data, arguments.output, strict=arguments.strict)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.export.command import export
+
+    export(arguments.bundle, arguments.to, arguments.output)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.convert import convert
+
+    names = None if arguments.classes is None else tuple(name.strip() for name in arguments.classes.split(","))
+    convert(
+        arguments.weights,
+        arguments.bundle,
+        arguments.model,
+        classes=names,
+        size=arguments.size,
+        allow_missing=arguments.allow_missing,
+        verify=arguments.verify,
+    )
 
 
 def _models(arguments: argparse.Namespace) -> None:
