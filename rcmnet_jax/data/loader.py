@@ -41,7 +41,7 @@ class Loader(Protocol):
 
 
 class Order:
-    """The endless stream of rows: example i of epoch e stands at position e * n + i, each epoch in an order of its own."""
+    """The endless stream of rows: example i of epoch e stands at e * n + i, each epoch in an order of its own."""
 
     def __init__(self, rows: np.ndarray, seed: int):
         import grain
