@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import start as launching
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,8 +25,8 @@ def start(*words):
 
 def finish(*processes):
     for process in processes:
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said.decode()[-3000:]
+        said, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, (said + (errors or b"")).decode()[-3000:]
 
 
 def replicas(folder, steps, precision):
@@ -56,3 +58,17 @@ def test_in_float32_the_first_step_agrees(tmp_path):
         np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5, atol=1e-5)
         for name in one.files[2:]:
             np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_do_a_whole_run_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("--config=configs/cart.py:smoke", f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{port}")
+    finish(
+        *(launching(ROOT / "launch.py", *words, "--num_processes=2", f"--process_id={process}") for process in range(2))
+    )
+    rows = (tmp_path / "run/predictions.csv").read_text().splitlines()
+    assert len(rows) == 1 + 64
+    assert (tmp_path / "run/report.html").exists()
