@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rcmnet_jax.checkpoint import foreign
 from rcmnet_jax.checkpoint.transfer import Report, transfer
 from rcmnet_jax.errors import UserError
 
@@ -31,7 +32,8 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
     """Puts the weights at `path` into a freshly initialised network; what they lack stays as initialised.
 
     Args:
-      path: a bundle folder, or a .safetensors file with torchvision's names (conv1.weight, layer1.0.bn1.running_mean).
+      path: a bundle folder, or a .safetensors or .pth file with torchvision's names (conv1.weight,
+        layer1.0.bn1.running_mean).
       network: the model to fill.
       start: its initial params and batch_stats.
 
@@ -51,23 +53,11 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
             theirs, ours = getattr(found.network.config, name), getattr(network.config, name)
             if theirs != ours:
                 raise UserError(f"{place}: its model.{name} is {theirs!r}, here it is {ours!r}. Set both alike.")
-    elif place.suffix == ".safetensors" and place.is_file():
-        params, stats = _read_safetensors(place)
+    elif place.suffix in foreign.SUFFIXES and place.is_file():
+        params, stats = foreign.as_trees(place, foreign.read_state(place))
     else:
         raise UserError(
-            f"config.source.init_from={path}: neither a bundle folder nor a .safetensors file. Check the path."
+            f"config.source.init_from={path}: neither a bundle folder nor a file of weights "
+            f"({', '.join(foreign.SUFFIXES)}). Check the path."
         )
     return transfer(params, stats, *start, head=network.head, position=network.is_position_table, allow_missing=True)
-
-
-def _read_safetensors(path: Path) -> tuple[Tree, Tree]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    from rcmnet_jax.checkpoint.torch import from_torch
-
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a safetensors file ({error}). Take a sound copy.") from error
-    return from_torch(state)

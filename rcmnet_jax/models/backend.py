@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import jax
 
 # Part of the key of JAX's caches, so that nothing traced for one purpose serves the other.
-_PORTABLE = jax.make_user_context(False)
+_PORTABLE = jax.make_user_context(False)  # type: ignore[no-untyped-call]
 
 
 def portable() -> AbstractContextManager[None]:

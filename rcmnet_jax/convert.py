@@ -1,0 +1,147 @@
+"""The command `convert`: weights of torchvision or timm become a bundle, every leaf accounted for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax.bundle import Bundle, flatten
+from rcmnet_jax.checkpoint.foreign import State, as_trees, read_state
+from rcmnet_jax.checkpoint.torch import to_torch
+from rcmnet_jax.checkpoint.transfer import transfer
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig, suggestion
+from rcmnet_jax.console import Console
+from rcmnet_jax.data.images import ImageRule
+from rcmnet_jax.errors import GuardError, UserError
+from rcmnet_jax.files import sha256_file
+from rcmnet_jax.models import Network
+
+Tree = dict[str, Any]
+TOLERANCE = 1e-4  # of probabilities
+_HEAD = ("fc.weight", "head.weight")  # torchvision's ResNets and timm's; timm's ViTs
+_HEADS_LEAVES = (*_HEAD, "fc.bias", "head.bias")
+
+
+def convert(
+    weights: Path,
+    output: Path,
+    name: str,
+    *,
+    classes: tuple[str, ...] | None = None,
+    size: int = 224,
+    allow_missing: bool = False,
+    verify: str | None = None,
+) -> Bundle:
+    """Writes the bundle `output` of the model `name`, filled from the state dict at `weights`; says what became of it.
+
+    Args:
+      classes: the names; without them class_0, class_1, ... as many as the file's head has. The file's head is taken
+        where it has as many classes, else the head stays as initialised.
+      size: side of the images that the bundle takes, pixels.
+      allow_missing: whether leaves that the file lacks may stay as initialised (seed 0).
+      verify: images to compare the result on with the same network in plain PyTorch; needs PyTorch.
+
+    Raises:
+      UserError: weights or arguments that cannot be used; `output` is there already.
+      GuardError: plain PyTorch answers otherwise; nothing is written.
+    """
+    _check(output, name, size, verify)
+    console, state = Console(), read_state(weights)
+    names, keeps_head = _classes(weights, state, classes)
+    config = ModelConfig(name=name, width=_width(state, name))
+    network = Network(config, classes=len(names), image_size=size, imported=True)
+    found = as_trees(weights, state)
+    if not allow_missing:
+        _refuse_missing(weights, network, *found, keeps_head)
+    head, position = () if keeps_head else network.head, network.is_position_table
+    params, stats, report = transfer(
+        *found, *network.init(0), head=head, position=position, allow_missing=allow_missing
+    )
+    for line in report.lines():
+        console.say(line)
+    if not keeps_head:
+        console.warn("the head starts at random: train it before its answers mean anything")
+    origin = {"file": weights.name, "sha256": sha256_file(weights), "leaves": report.to_dict()}
+    provenance = {"stage": "converted", "weights": origin}
+    made = Bundle(network, names, ImageRule(size), jax.device_get(params), jax.device_get(stats), provenance)
+    if verify is not None:
+        resized = {leaf.name.rsplit("/", 1)[-1] for leaf in report.of("resized")}
+        _verify(made, state, keeps_head, resized, verify, console)
+    bundles.write(output, made)
+    console.say(f"bundle: {output}")
+    console.say(bundles.DISCLAIMER)
+    return made
+
+
+def _check(output: Path, name: str, size: int, verify: str | None) -> None:
+    from rcmnet_jax.export.folder import refuse_occupied
+    from rcmnet_jax.export.pytorch import need
+
+    refuse_occupied(output)
+    if name not in MODEL_NAMES:
+        raise UserError(f"--model={name}: no such model{suggestion(name, MODEL_NAMES)}.")
+    if not 32 <= size <= 4096:
+        raise UserError(f"--size={size}: must be from 32 to 4096 pixels.")
+    if verify is not None:
+        need("torch", what="--verify")
+
+
+def _classes(weights: Path, state: State, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
+    """The class names, and whether the file has a head for them."""
+    head = next((state[name] for name in _HEAD if name in state and state[name].ndim == 2), None)
+    if wanted is None:
+        if head is None:
+            raise UserError(f"{weights}: has no head, so the classes are not known. Name them with --classes=A,B,...")
+        wanted = tuple(f"class_{k}" for k in range(len(head)))
+    if not all(wanted) or len(set(wanted)) < len(wanted) or not 2 <= len(wanted) <= 10_000:
+        raise UserError(f"--classes={','.join(wanted)[:80]}: must be at least two names, each once, none empty.")
+    return wanted, head is not None and len(head) == len(wanted)
+
+
+def _width(state: State, name: str) -> int:
+    """The stem's width, by the file; the published one where it does not say."""
+    if name.startswith("vit"):
+        found, share = state.get("patch_embed.proj.weight"), 6
+    else:
+        found, share = state.get("conv1.weight"), 1
+    width = 0 if found is None else found.shape[0] // share
+    return width if width >= 8 and width % 8 == 0 and width <= 512 else ModelConfig.width
+
+
+def _refuse_missing(weights: Path, network: Network, params: Tree, stats: Tree, keeps_head: bool) -> None:
+    wanted, have = network.abstract(), flatten(params, "") | flatten(stats, "")
+    lacking = [k for k in flatten(wanted[0], "") | flatten(wanted[1], "") if k not in have]
+    if not keeps_head:
+        lacking = [k for k in lacking if k.split(".")[1] not in network.head]
+    if lacking:
+        parts = Counter(".".join(k.split(".")[1:4] if k.startswith(".layer") else k.split(".")[1:2]) for k in lacking)
+        shown = ", ".join(f"{part} ({n})" for part, n in list(parts.items())[:12])
+        more = f" and {len(parts) - 12} parts more" if len(parts) > 12 else ""
+        raise UserError(
+            f"{weights}: {network.config.name} has {len(lacking)} leaves that the file lacks: {shown}{more}. "
+            "Take whole weights of this model, or give --allow-missing to leave them as initialised."
+        )
+
+
+def _verify(made: Bundle, state: State, keeps_head: bool, resized: set[str], data: str, console: Console) -> None:
+    """Compares with plain PyTorch that reads the file's own arrays wherever it has them."""
+    from rcmnet_jax.data.prepare import prepare
+    from rcmnet_jax.export import pytorch
+    from rcmnet_jax.training.sharding import Placement
+
+    theirs = to_torch(made.params, made.batch_stats)
+    own = [k for k in theirs.keys() & state.keys() if k.rsplit(".", 1)[-1] not in resized]
+    own = [k for k in own if keeps_head or k not in _HEADS_LEAVES]
+    theirs |= {k: state[k].astype(np.float32) for k in own}
+    twin = pytorch.module(made.network, theirs)
+    images = prepare(data, made.rule, labelled=False).images()
+    wanted, found = pytorch.answers(twin, images), made.answers(images, Placement.everywhere()).probabilities
+    worst = float(np.abs(found - wanted).max())
+    console.say(f"verified on {len(images)} images: probabilities within {worst:.1e} of plain PyTorch's")
+    if not worst <= TOLERANCE:
+        raise GuardError(f"The probabilities differ from plain PyTorch's by {worst:.1e}: nothing was written.")

@@ -1,0 +1,40 @@
+"""A bundle's weights with PyTorch's names and layouts, and the architecture that they belong to as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rcmnet_jax.bundle import Bundle
+from rcmnet_jax.checkpoint.torch import to_torch
+from rcmnet_jax.export.folder import architecture, temperature_of, write_json
+from rcmnet_jax.files import write_atomic
+
+
+def write_weights(bundle: Bundle, folder: Path) -> None:
+    """Writes model.safetensors, named as torchvision's and timm's state dicts, and architecture.json."""
+    from safetensors.numpy import save
+
+    state = to_torch(bundle.params, bundle.batch_stats)
+    write_atomic(folder / "model.safetensors", save({name: state[name] for name in sorted(state)}))
+    write_json(folder / "architecture.json", architecture(bundle.network, temperature_of(bundle)))
+
+
+def write(bundle: Bundle, folder: Path, images: np.ndarray) -> np.ndarray:
+    """Writes both files, and answers the images by a network made anew from them."""
+    import json
+
+    from safetensors.numpy import load_file
+    from scipy.special import softmax
+
+    from rcmnet_jax.checkpoint.torch import from_torch
+    from rcmnet_jax.evaluation.predict import forward
+    from rcmnet_jax.export.folder import network_of
+    from rcmnet_jax.training.sharding import Placement
+
+    write_weights(bundle, folder)
+    network, temperature = network_of(json.loads((folder / "architecture.json").read_text(encoding="utf-8")))
+    state = from_torch(load_file(folder / "model.safetensors"))
+    logits = forward(network, *state, images, Placement.everywhere())
+    return np.asarray(softmax(logits / temperature, axis=1))

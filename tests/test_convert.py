@@ -1,0 +1,180 @@
+"""Weights of others come in whole or are refused by name, and nothing in their files is ever run."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax.checkpoint import initial
+from rcmnet_jax.checkpoint.torch import to_torch
+from rcmnet_jax.config import ModelConfig
+from rcmnet_jax.convert import convert
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.models import Network
+from rcmnet_jax.training.sharding import Placement
+from tests.commands import run
+
+
+def network(name="resnet18", classes=3, size=32):
+    return Network(ModelConfig(name=name, width=8), classes=classes, image_size=size)
+
+
+def state_of(name="resnet18", classes=3, size=32, seed=7):
+    return to_torch(*network(name, classes, size).init(seed))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    save_file(state_of(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+class Payload:
+    """What a hostile file holds: unpickling it makes a file, here a harmless one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_whole_file_becomes_a_bundle_with_its_head_and_the_same_values(weights, tmp_path, capsys):
+    made = convert(weights, tmp_path / "bundle", "resnet18", size=32)
+    assert made.classes == ("class_0", "class_1", "class_2")
+    read = bundles.load(tmp_path / "bundle")
+    jax.tree.map(np.testing.assert_array_equal, (read.params, read.batch_stats), network().init(7))
+    said = capsys.readouterr().out
+    assert "loaded: 102 leaves" in said
+    assert "new" not in said
+    assert read.provenance["weights"]["file"] == "weights.safetensors"
+
+
+def test_names_for_the_classes_keep_the_head_where_they_are_as_many(weights, tmp_path, capsys):
+    made = convert(weights, tmp_path / "same", "resnet18", size=32, classes=("a", "b", "c"))
+    np.testing.assert_array_equal(made.params["fc"]["kernel"].T, state_of()["fc.weight"])
+    made = convert(weights, tmp_path / "more", "resnet18", size=32, classes=("a", "b", "c", "d"))
+    assert made.params["fc"]["kernel"].shape == (64, 4)
+    assert "the head starts at random" in capsys.readouterr().out
+
+
+def test_what_the_file_lacks_is_named_and_only_allowed_by_word(tmp_path, capsys):
+    partial = {k: v for k, v in state_of().items() if not k.startswith(("layer4", "fc"))}
+    save_file(partial, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="Name them with --classes"):
+        convert(tmp_path / "w.safetensors", tmp_path / "bundle", "resnet18", size=32)
+    with pytest.raises(UserError, match=r"25 leaves that the file lacks: .*layer4\.0\.conv1 \(1\).*--allow-missing"):
+        convert(tmp_path / "w.safetensors", tmp_path / "bundle", "resnet18", size=32, classes=("a", "b"))
+    assert not (tmp_path / "bundle").exists()
+    made = convert(
+        tmp_path / "w.safetensors", tmp_path / "bundle", "rcmnet", size=32, classes=("a", "b"), allow_missing=True
+    )
+    np.testing.assert_array_equal(made.params["conv1"]["kernel"].transpose(3, 2, 0, 1), partial["conv1.weight"])
+    said = capsys.readouterr().out
+    assert "loaded: 75 leaves" in said
+    assert "new: " in said
+
+
+def test_imported_features_pass_through_gates_that_start_at_one(weights, tmp_path):
+    made = convert(weights, tmp_path / "bundle", "resnet18_cbam", size=32, allow_missing=True)
+    plain = convert(weights, tmp_path / "plain", "resnet18", size=32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    found, wanted = (b.answers(images, Placement.everywhere()).probabilities for b in (made, plain))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_timms_vision_transformer_comes_in_with_its_head(tmp_path):
+    state = state_of("vit_s16", size=64)
+    position = state.pop("position").reshape(1, 16, 48)
+    token = np.zeros((1, 1, 48), np.float32)
+    state |= {"pos_embed": np.concatenate([token, position], 1), "cls_token": token}
+    state |= {f"head.{k}": state.pop(f"fc.{k}") for k in ("weight", "bias")}
+    save_file(state, tmp_path / "vit.safetensors")
+    made = convert(tmp_path / "vit.safetensors", tmp_path / "bundle", "vit_s16", size=64)
+    jax.tree.map(np.testing.assert_array_equal, made.params, network("vit_s16", size=64).init(7)[0])
+
+
+def test_an_existing_bundle_is_not_written_over(weights, tmp_path):
+    convert(weights, tmp_path / "bundle", "resnet18", size=32)
+    with pytest.raises(UserError, match="nothing is written over"):
+        convert(weights, tmp_path / "bundle", "resnet18", size=32)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"", "a.safetensors"),
+        (b"\xff" * 64, "a.safetensors"),
+        (b"\x08\0\0\0\0\0\0\0{}      ", "a.safetensors"),
+        (b"text", "a.txt"),
+        (None, "missing.safetensors"),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused(content, name, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        convert(tmp_path / name, tmp_path / "bundle", "resnet18", size=32)
+
+
+def test_names_that_contradict_each_other_are_refused(tmp_path):
+    one = np.zeros((1, 1), np.float32)
+    save_file(
+        {"conv1": one, "conv1.weight": one, "fc.weight": np.zeros((2, 1), np.float32)}, tmp_path / "a.safetensors"
+    )
+    with pytest.raises(UserError, match="not a network's state dict"):
+        convert(tmp_path / "a.safetensors", tmp_path / "bundle", "resnet18", size=32)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_hostile_pickle_is_refused_and_nothing_in_it_runs(protocol, tmp_path):
+    pytest.importorskip("torch")
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(pickle.dumps({"conv1.weight": Payload(tmp_path / "ran")}, protocol=protocol))
+    with pytest.raises(UserError, match=r"bad\.pth.*was not read"):
+        convert(bad, tmp_path / "bundle", "resnet18", size=32)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_the_command_refuses_a_hostile_pth_with_status_2_and_takes_a_plain_one(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"conv1.weight": torch.zeros(1), "extra": Payload(tmp_path / "ran")}, tmp_path / "bad.pth")
+    words = ("--model", "resnet18", "--size", "32")
+    status, _, err = run("-m", "rcmnet_jax", "convert", tmp_path / "bad.pth", tmp_path / "bundle", *words)
+    assert status == 2
+    assert "Traceback" not in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth"]
+    state = {f"module.{k}": torch.tensor(v) for k, v in state_of().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "good.pth")
+    status, said, err = run(
+        "-m", "rcmnet_jax", "convert", tmp_path / "good.pth", tmp_path / "bundle", *words, "--classes", "a,b,c",
+        "--verify", "synthetic:cart-tiny",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "of plain PyTorch's" in said
+    assert bundles.load(tmp_path / "bundle").classes == ("a", "b", "c")
+
+
+def test_a_run_starts_from_a_pth_as_from_safetensors(weights, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({k: torch.tensor(v) for k, v in state_of().items()}, tmp_path / "w.pth")
+    start = network().init(0)
+    found = [initial.load(str(path), network(), start) for path in (weights, tmp_path / "w.pth")]
+    jax.tree.map(np.testing.assert_array_equal, found[0][:2], found[1][:2])
+    np.testing.assert_array_equal(found[1][0]["fc"]["kernel"], start[0]["fc"]["kernel"])
+
+
+def test_without_pytorch_a_pth_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    from importlib import util
+
+    (tmp_path / "w.pth").write_bytes(b"PK")
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"w\.pth.*requirements-extra\.txt"):
+        convert(tmp_path / "w.pth", tmp_path / "bundle", "resnet18", size=32)
