@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcmnet_jax.checkpoint.torch import from_torch, to_torch
 from rcmnet_jax.config import MODEL_NAMES, ModelConfig
 from rcmnet_jax.models import MODELS, Network, count, table
+from tests.reference.compare import jax_step, problem, torch_step, worst
+from tests.reference.save import ANSWERS, CASES, digest
 
 SWITCHES = ("resnet18", "resnet18_cbam", "resnet18_mhsa", "rcmnet")
 
 
 def parity(config, size, dtype, logits_within, gradients_within, batch=4):
     pytest.importorskip("torch")
-    from tests.reference.compare import jax_step, problem, torch_step, worst
-
     case = problem(config, size, batch=batch)
     ours, theirs = jax_step(*case, dtype), torch_step(*case, dtype)
     names = ("loss", "training logits", "inference logits", "gradients", "statistics")
@@ -118,3 +119,60 @@ def test_another_size_of_image_is_refused_with_both_sizes():
     network = Network(ModelConfig(name="resnet18", width=8), classes=3, image_size=32)
     with pytest.raises(ValueError, match="32, 32"):
         network(*network.init(0), jnp.zeros((1, 64, 64, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_it_equals_what_the_twin_answered_where_there_was_pytorch(name):
+    config, size = CASES[name]
+    answers = np.load(ANSWERS)
+    for key, value in digest(*jax_step(*problem(config, size), np.float64)).items():
+        want = answers[f"{name}.{key}"]
+        np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-7 * np.abs(want).max())
+
+
+def test_a_state_dict_goes_to_pytorch_and_back_unchanged():
+    for name, size in (("rcmnet", 64), ("resnet50_cbam", 32), ("vit_s16", 64)):
+        trees = Network(ModelConfig(name=name, width=8), classes=3, image_size=size).init(0)
+        back = from_torch(to_torch(*trees))
+        assert jax.tree.structure(trees) == jax.tree.structure(back)
+        jax.tree.map(np.testing.assert_array_equal, trees, back)
+
+
+def test_names_and_layouts_are_torchvisions_and_those_of_cbams_authors():
+    state = to_torch(*Network(ModelConfig(width=8), classes=3, image_size=64).init(0))
+    assert state["conv1.weight"].shape == (8, 3, 7, 7)
+    assert state["layer2.0.downsample.1.running_var"].shape == (16,)
+    assert state["layer4.0.cbam.ChannelGate.mlp.1.weight"].shape == (4, 64)
+    assert state["layer4.0.cbam.SpatialGate.spatial.conv.weight"].shape == (1, 2, 7, 7)
+    assert state["fc.weight"].shape == (3, 64)
+
+
+def test_the_vision_transformer_equals_pytorchs_encoder():
+    torch = pytest.importorskip("torch")
+    network = Network(ModelConfig(name="vit_s16", width=8), classes=3, image_size=(32, 48))
+    params, _ = network.init(0)
+    state = {k: torch.from_numpy(np.array(v)) for k, v in to_torch(params, {}).items()}
+    x = np.random.default_rng(0).random((2, 32, 48, 3), np.float32)
+    shift, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    patches = torch.nn.functional.conv2d(
+        ((torch.from_numpy(x) - shift) / spread).permute(0, 3, 1, 2),
+        state["patch_embed.proj.weight"],
+        state["patch_embed.proj.bias"],
+        stride=16,
+    )
+    y = patches.flatten(2).transpose(1, 2) + state["position"].reshape(1, -1, 48)
+    layer = torch.nn.TransformerEncoderLayer(48, 6, 192, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True).eval()
+    for i in range(12):
+        names = {"self_attn.in_proj_": "attn.qkv.", "self_attn.out_proj.": "attn.proj.", "linear": "mlp.fc"}
+        own = {}
+        for name in layer.state_dict():
+            ours = name
+            for a, b in names.items():
+                ours = ours.replace(a, b)
+            own[name] = state[f"blocks.{i}.{ours}"]
+        layer.load_state_dict(own)
+        y = layer(y)
+    y = torch.nn.functional.layer_norm(y, (48,), state["norm.weight"], state["norm.bias"], 1e-6).mean(1)
+    want = torch.nn.functional.linear(y, state["fc.weight"], state["fc.bias"]).detach().numpy()
+    np.testing.assert_allclose(network(params, {}, x)[0], want, rtol=1e-4, atol=1e-4)
