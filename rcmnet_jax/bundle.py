@@ -106,6 +106,11 @@ def plain_card(bundle: Bundle) -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_sound(folder: Path) -> bool:
+    """Whether a bundle is there and undamaged."""
+    return folder.is_dir() and not verify_sums(folder)
+
+
 def load(folder: Path) -> Bundle:
     """Reads a bundle, after checking every file against SHA256SUMS.
 

@@ -93,7 +93,7 @@ class TargetConfig:
     image_size: int = 0
     inner_fraction: float = 0.2  # of a fold's training part: the only ground on which anything is chosen
     select: str = "last"  # last: EMA weights of the last step | inner: best epoch by inner balanced accuracy
-    arms: tuple[str, ...] = ("transfer", "scratch", "shortcut")
+    arms: tuple[str, ...] = ("transfer", "scratch", "probe", "shortcut")
     freeze_epochs: float = 0.0  # head alone for so long, then all
     layer_decay: float = 1.0  # learning rate factor per stage below the head
     batch_norm: str = "adapt"  # adapt: batch statistics | frozen: the source's | reestimate: adapt, then exact averages

@@ -17,7 +17,8 @@ from rcmnet_jax.checkpoint.transfer import transfer
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.splits import Fold
-from rcmnet_jax.evaluation import shortcut
+from rcmnet_jax.evaluation import probe, shortcut
+from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.intake import Data
 from rcmnet_jax.models import Network
 from rcmnet_jax.stages import Job, Pixels, Run, Weights
@@ -117,6 +118,8 @@ def target(here: Run, data: Data, source: Bundle | None) -> None:
                 name = f"{arm}/seed_{seed}/fold_{number}"
                 if arm == "shortcut":
                     _shortcut_leaf(here, data, fold, name, seed, number)
+                elif arm == "probe":
+                    _probe_leaf(here, pixels, fold, name, seed, number, source)
                 else:
                     _network_leaf(here, pixels, fold, name, seed, number, source if arm == "transfer" else None)
     _final(here, pixels, data, source)
@@ -157,12 +160,31 @@ def _network_leaf(
     job = _job(here, pixels, name, rows, source, seed == 0 and number == 0, arm)
     if choose:
         job = dataclasses.replace(job, watch=fold.inner, choose=True)
-    trained = stages.fit(job)
+    _leave_leaf(here, job, stages.fit(job), fold, seed, number)
+
+
+def _leave_leaf(here: Run, job: Job, trained: stages.Trained, fold: Fold, seed: int, number: int) -> None:
     stages.leave(job, trained)
-    made = bundles.load(folder / "bundle")
-    table = stages.table_of(made, pixels.data, fold.test, here.placement, split="oof", seed=seed, fold=number)
-    stages.report_leaf(here, folder, table, stages.provenance(job, trained))
-    conclusion.say_leaf(here, folder, name)
+    made = bundles.load(job.folder_of / "bundle")
+    data = job.pixels.data
+    table = stages.table_of(made, data, fold.test, here.placement, split="oof", seed=seed, fold=number)
+    stages.report_leaf(here, job.folder_of, table, stages.provenance(job, trained))
+    conclusion.say_leaf(here, job.folder_of, job.name)
+
+
+def _probe_leaf(
+    here: Run, pixels: Pixels, fold: Fold, name: str, seed: int, number: int, source: Bundle | None
+) -> None:
+    if stages.is_done(here.workdir / name):
+        return
+    job = _job(here, pixels, name, fold.train, source, False, "transfer")
+    params, batch_stats = job.start
+    images = pixels.data.images(fold.train)
+    embeddings = forward(job.network, params, batch_stats, images, here.placement, output="embedding")
+    kernel, bias = probe.fit(embeddings, pixels.data.examples.label[fold.train], job.network.classes)
+    trained = stages.Trained({**params, "fc": {"kernel": kernel, "bias": bias}}, batch_stats, 0)
+    stages.keep(job, trained)
+    _leave_leaf(here, job, trained, fold, seed, number)
 
 
 def _shortcut_leaf(here: Run, data: Data, fold: Fold, name: str, seed: int, number: int) -> None:
@@ -179,7 +201,7 @@ def _shortcut_leaf(here: Run, data: Data, fold: Fold, name: str, seed: int, numb
 def _final(here: Run, pixels: Pixels, data: Data, source: Bundle | None) -> None:
     """The model to use: trained on every labelled target image for as long as the folds settled on."""
     folder = here.workdir / "transfer" / "final"
-    if stages.bundle_is_sound(folder):
+    if bundles.is_sound(folder / "bundle"):
         return
     rows = np.flatnonzero(pixels.data.examples.label >= 0)
     job = _job(here, pixels, "transfer/final", rows, source, False, "transfer")

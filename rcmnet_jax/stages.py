@@ -22,7 +22,7 @@ from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.predict import forward, reestimate
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
-from rcmnet_jax.files import recover_folders, verify_sums
+from rcmnet_jax.files import recover_folders
 from rcmnet_jax.models import Network
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
@@ -167,6 +167,18 @@ def fit(job: Job) -> Trained:
     return trained
 
 
+def keep(job: Job, trained: Trained) -> None:
+    """Saves weights that no loop has trained, so that their leaf has a checkpoint like the others."""
+    with Store(job.folder_of / "checkpoints", keep=1, warn=job.pixels.run.around.console.warn) as store:
+        weights = job.pixels.run.placement.put_copies(_named(trained.params, trained.batch_stats))
+        store.save(trained.step, weights, {"stage": job.name})
+        store.wait()
+
+
+def _named(params: Tree, batch_stats: Tree) -> Tree:
+    return {"params": params, "batch_stats": batch_stats}
+
+
 class _BestEpoch:
     """Notes balanced accuracy on the watched rows after each epoch; keeps the best weights where that decides."""
 
@@ -178,13 +190,10 @@ class _BestEpoch:
         if job.choose:
             self._store = Store(job.folder_of / "best", keep=1, warn=job.pixels.run.around.console.warn)
 
-    def _like(self, params: Tree, batch_stats: Tree) -> Tree:
-        return {"params": params, "batch_stats": batch_stats}
-
     def look(self, step: int, state: TrainState) -> None:
         job, run = self._job, self._job.pixels.run
         if self._store is not None and self._best < 0:
-            found = self._store.restore(self._like(state.ema_params, state.ema_batch_stats))
+            found = self._store.restore(_named(state.ema_params, state.ema_batch_stats))
             self._best = found[2]["score"] if found else -1.0
         logits = forward(job.network, state.ema_params, state.ema_batch_stats, self._images, run.placement)
         right = logits.argmax(-1) == self._labels
@@ -196,13 +205,13 @@ class _BestEpoch:
         run.around.console.say(f"{job.name}: step {step}, {len(right)} images watched: top-1 {right.mean():.4f}")
         if self._store is not None and score > self._best:
             self._best = score
-            self._store.save(step, self._like(state.ema_params, state.ema_batch_stats), {"score": score})
+            self._store.save(step, _named(state.ema_params, state.ema_batch_stats), {"score": score})
             self._store.wait()
 
     def best(self, last: Trained) -> Trained:
         if self._store is None:
             return last
-        found = self._store.restore(self._like(last.params, last.batch_stats))
+        found = self._store.restore(_named(last.params, last.batch_stats))
         self._store.close()
         if found is None:
             return last
@@ -214,7 +223,7 @@ class _BestEpoch:
 def provenance(job: Job, trained: Trained) -> dict[str, Any]:
     """What a bundle says of its making; the same for every repetition of the same run."""
     data = job.pixels.data
-    facts: dict[str, Any] = {
+    return {
         "package": f"rcmnet_jax {__version__}",
         "config_hash": config_hash(job.pixels.run.config),
         "stage": job.name,
@@ -227,7 +236,6 @@ def provenance(job: Job, trained: Trained) -> dict[str, Any]:
             "train_groups": len(set(data.examples.group[job.rows].tolist()) - {""}),
         },
     }
-    return facts
 
 
 def leave(job: Job, trained: Trained, calibration: dict[str, Any] | None = None) -> None:
@@ -288,9 +296,4 @@ def is_done(folder: Path, *, network: bool = True) -> bool:
     barrier(f"{folder}/done")
     if not (folder / "metrics.json").exists() or not (folder / "predictions.csv").exists():
         return False
-    return not network or bundle_is_sound(folder)
-
-
-def bundle_is_sound(folder: Path) -> bool:
-    """Whether a folder's bundle is there and undamaged."""
-    return (folder / "bundle").is_dir() and not verify_sums(folder / "bundle")
+    return not network or bundles.is_sound(folder / "bundle")

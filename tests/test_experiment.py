@@ -38,7 +38,7 @@ def table(path):
 def test_it_ends_with_a_table_and_the_path_of_the_report(smoke):
     workdir, out = smoke
     assert "SYNTHETIC" in out
-    assert all(arm in out for arm in ("transfer", "scratch", "shortcut"))
+    assert all(arm in out for arm in ("transfer", "scratch", "probe", "shortcut"))
     assert str(workdir / "report.html") in out
     assert "Research use only, not a medical device" in out
 
@@ -50,9 +50,9 @@ def test_the_workdir_holds_what_scripts_rely_on(smoke):
         "pretrain/bundle", "predictions.csv", "metrics.json", "report.html", "transfer/final/bundle",
     ):  # fmt: skip
         assert (workdir / name).exists(), name
-    for leaf in leaves(workdir, "transfer", "scratch"):
+    for leaf in leaves(workdir, "transfer", "scratch", "probe"):
         assert {"predictions.csv", "metrics.json", "checkpoints", "bundle"} <= {p.name for p in leaf.iterdir()}
-    assert len(leaves(workdir, "transfer", "scratch", "shortcut")) == 6
+    assert len(leaves(workdir, "transfer", "scratch", "probe", "shortcut")) == 8
     for bundle in workdir.rglob("bundle"):
         assert verify_sums(bundle) == []
         assert json.loads((bundle / "bundle.json").read_text())["format_version"] == 1
@@ -85,7 +85,7 @@ def test_metrics_have_intervals_that_hold_their_value(smoke):
 
 def test_predict_repeats_each_leafs_table(smoke, tmp_path):
     workdir, _ = smoke
-    for i, leaf in enumerate([workdir / "pretrain", *leaves(workdir, "transfer", "scratch")]):
+    for i, leaf in enumerate([workdir / "pretrain", *leaves(workdir, "transfer", "scratch", "probe")]):
         data = "synthetic:pbc-tiny" if leaf.name == "pretrain" else "synthetic:cart-tiny"
         out = tmp_path / f"{i}.csv"
         status, _, err = run("-m", "rcmnet_jax", "predict", leaf / "bundle", data, "--output", out)
