@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
     try:
         strays = flags.FLAGS(argv)[1:]
         values = None if _CONFIG.value is None else _CONFIG.value.to_dict()
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         raise UserError(f"Command line: {' '.join(str(error.args[0] if error.args else error).split())}") from error
     if strays:
         raise UserError(f"Command line: '{strays[0]}' belongs to no flag. Write --config.KEY=VALUE, without a space.")

@@ -56,7 +56,7 @@ class Bundle:
 def write(folder: Path, bundle: Bundle, card: str = "") -> None:
     """Writes the bundle aside and renames it: a reader sees the old one, the new one or none.
 
-    The same bundle gives the same bytes: no dates, no paths of the machine.
+    The same bundle gives the same bytes: no dates.
     """
     from safetensors.numpy import save
 

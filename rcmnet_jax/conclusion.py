@@ -12,10 +12,9 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax.evaluation import calibration
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
-from rcmnet_jax.files import verify_sums
 from rcmnet_jax.report import run_report
 from rcmnet_jax.report.card import CardFacts, render_card
-from rcmnet_jax.training.sharding import barrier, is_main_process
+from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
 from rcmnet_jax.workdir import read_json, write_json
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ SHOWN = ("balanced_accuracy", "top1", "auroc")  # three fit a terminal of 80 col
 
 def is_finished(workdir: Path) -> bool:
     """Whether the run has left its report, which is written last, and its bundle is undamaged."""
-    return (workdir / "report.html").exists() and not verify_sums(workdir / "bundle")
+    return agreed((workdir / "report.html").exists() and bundles.is_sound(workdir / "bundle"))
 
 
 def interval(metric: dict[str, Any]) -> str:
@@ -76,12 +75,20 @@ def arm_tables(here: Run, data: Data) -> dict[str, Table]:
     }
 
 
+def per_image(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Mean log p (M, K) over the seeds of each of the M images, and their labels (M,): no image may count twice."""
+    _, first, image = np.unique(table.path, return_index=True, return_inverse=True)
+    log_p = np.zeros((len(first), len(table.classes)))
+    np.add.at(log_p, image, np.log(np.maximum(table.probabilities, 1e-12)))
+    return log_p / np.bincount(image)[:, None], table.truth()[first]
+
+
 def _final_bundle(here: Run, data: Data, table: Table, metrics: dict[str, Any]) -> None:
     made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
     facts: dict[str, Any] = {}
     if data.target is not None:
-        log_p = np.log(np.maximum(table.probabilities, 1e-12))
-        facts = calibration.calibrate(log_p, table.truth(), table.classes, fitted_on="pooled out-of-fold predictions")
+        log_p, truth = per_image(table)
+        facts = calibration.calibrate(log_p, truth, table.classes, fitted_on="pooled out-of-fold predictions")
     card = CardFacts(
         model=made.network.config.name,
         classes=made.classes,

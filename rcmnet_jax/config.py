@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -231,6 +232,14 @@ def config_hash(config: ExperimentConfig) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
+def _floats(values: Mapping[str, Any], where: str = "") -> typing.Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _floats(value, f"{where}{key}.")
+        elif isinstance(value, float):
+            yield f"{where}{key}", value
+
+
 def check(config: ExperimentConfig) -> None:
     """Refuses values that cannot work, each with the field and the way out. Touches neither data nor devices."""
 
@@ -291,6 +300,14 @@ def check(config: ExperimentConfig) -> None:
         "target.folds",
         "must be auto or a whole number of at least 2",
     )
+    need(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
+    need(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must not be negative")
+    need(config.model.cbam_reduction >= 1, "model.cbam_reduction", "must be at least 1")
+    need(config.loader.workers >= 0, "loader.workers", "must not be negative")
+    need(0 <= config.audit.max_distance <= 16, "audit.max_distance", "must be from 0 to 16 of 64 bits")
+    need(len(set(config.target.arms)) == len(config.target.arms), "target.arms", "must name each arm once")
+    for name, number in _floats(to_dict(config)):
+        need(math.isfinite(number) and number >= 0, name, "must be a finite number, not negative")
     arms = ("transfer", "scratch", "probe", "shortcut")
     for arm in config.target.arms:
         if arm not in arms:

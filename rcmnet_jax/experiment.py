@@ -19,13 +19,14 @@ from rcmnet_jax.console import Console
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.evaluation import probe, shortcut
 from rcmnet_jax.evaluation.predict import forward
+from rcmnet_jax.files import recover_folders
 from rcmnet_jax.intake import Data
 from rcmnet_jax.models import Network
 from rcmnet_jax.stages import Job, Pixels, Run, Weights
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
-from rcmnet_jax.training.sharding import Placement, is_main_process
+from rcmnet_jax.training.sharding import Placement, agreed, is_main_process
 from rcmnet_jax.training.stop import StopRequest
 from rcmnet_jax.workdir import note_environment, opened, write_json
 
@@ -36,9 +37,10 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
     Raises:
       RunError: with the exit status that the reason has.
     """
+    stop = StopRequest().install()
+    placement = Placement.everywhere()
     runtime.enable_compilation_cache()
     console = Console(active=is_main_process(), images_per_step=config.batch_size)
-    placement = Placement.everywhere()
     placement.check_batch(config.batch_size)
     with opened(workdir, config, console):
         if conclusion.is_finished(workdir):
@@ -47,7 +49,6 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         runtime.canary()
         if is_main_process():
             note_environment(workdir, console)
-        stop = StopRequest().install()
         records = Records(workdir, active=is_main_process())
         try:
             here = Run(config, workdir, placement, Surroundings(records, console, stop))
@@ -201,7 +202,9 @@ def _shortcut_leaf(here: Run, data: Data, fold: Fold, name: str, seed: int, numb
 def _final(here: Run, pixels: Pixels, data: Data, source: Bundle | None) -> None:
     """The model to use: trained on every labelled target image for as long as the folds settled on."""
     folder = here.workdir / "transfer" / "final"
-    if bundles.is_sound(folder / "bundle"):
+    if is_main_process() and folder.is_dir():
+        recover_folders(folder)
+    if agreed(bundles.is_sound(folder / "bundle")):
         return
     rows = np.flatnonzero(pixels.data.examples.label >= 0)
     job = _job(here, pixels, "transfer/final", rows, source, False, "transfer")

@@ -80,9 +80,9 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
                 console.say(f"target: {said}")
                 notes.append(said)
         notes += splits.contradictions(target.examples, target.classes)
-    found = _audit(config, source, holdout, target, folds, console)
+    found = _audit(config, workdir, source, holdout, target, folds, console)
     if is_main_process():
-        _write(workdir, source, holdout, target, folds, found)
+        _write(workdir, source, holdout, target, folds)
     barrier("intake")
     return Data(source, holdout, target, tuple(folds), tuple(notes), found)
 
@@ -93,7 +93,7 @@ def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, 
 
         def progress(done: int, total: int) -> None:
             bar.update(done, total=total)
-            stop.check()
+            stop.check_alone()
 
         cache = cache_folder(config.loader.cache)
         prepared = prepare(stage.data, image_rule(config, size), cache=cache, splits=stage.splits, progress=progress)
@@ -117,6 +117,7 @@ def report_skipped(which: str, prepared: PreparedSet, console: Console, most: in
 
 def _audit(
     config: ExperimentConfig,
+    workdir: Path,
     source: PreparedSet | None,
     holdout: dict[str, Rows],
     target: PreparedSet | None,
@@ -127,12 +128,15 @@ def _audit(
     for finding in found.findings:
         if finding.level == "warning":
             console.warn(f"audit: {finding.message}")
+    if is_main_process():
+        write_json(workdir / "data" / "audit.json", found.to_json())
     blocking = auditing.blocking(found, config.audit.allow)
     if blocking:
         first = blocking[0]
         more = f" (and {len(blocking) - 1} more findings)" if len(blocking) > 1 else ""
         raise UserError(
-            f"The audit stopped the run: {first.message}{more} Mend the data, or pass "
+            f"The audit stopped the run: {first.message}{more} All are in {workdir / 'data' / 'audit.json'}. "
+            "Mend the data, or pass "
             f"--config.audit.allow={','.join(sorted({finding.name for finding in blocking}))} if it may stand."
         )
     return found
@@ -144,7 +148,6 @@ def _write(
     holdout: dict[str, Rows],
     target: PreparedSet | None,
     folds: list[tuple[Fold, ...]],
-    found: Any,
 ) -> None:
     folder = workdir / "data"
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,5 +169,4 @@ def _write(
         source=(source.examples, source.classes, holdout) if source else None,
         target=(target.examples, target.classes, dict(enumerate(folds))) if target else None,
     )
-    write_json(folder / "audit.json", found.to_json())
     write_json(folder / "sets.json", sets)

@@ -19,6 +19,7 @@ from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig, config_hash
 from rcmnet_jax.data.loader import Loader, ResidentLoader, StreamLoader
 from rcmnet_jax.data.prepare import PreparedSet
+from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.predict import forward, reestimate
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
@@ -27,7 +28,7 @@ from rcmnet_jax.models import Network
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.loop import Stage, Surroundings, train
-from rcmnet_jax.training.sharding import Placement, barrier, is_main_process
+from rcmnet_jax.training.sharding import Placement, agreed, barrier, is_main_process
 from rcmnet_jax.training.state import TrainState
 from rcmnet_jax.training.step import Recipe, make_optimizer, make_train_step
 from rcmnet_jax.workdir import write_json
@@ -214,7 +215,8 @@ class _BestEpoch:
         found = self._store.restore(_named(last.params, last.batch_stats))
         self._store.close()
         if found is None:
-            return last
+            folder = self._job.folder_of
+            raise UserError(f"{folder / 'best'}: the best epoch's weights are lost. Remove {folder} and run again.")
         step, tree, _ = found
         tree = jax.device_get(tree)
         return Trained(tree["params"], tree["batch_stats"], step)
@@ -293,7 +295,5 @@ def is_done(folder: Path, *, network: bool = True) -> bool:
     """Whether a leaf is complete and its bundle, if it has one, undamaged."""
     if is_main_process() and folder.is_dir():
         recover_folders(folder)
-    barrier(f"{folder}/done")
-    if not (folder / "metrics.json").exists() or not (folder / "predictions.csv").exists():
-        return False
-    return not network or bundles.is_sound(folder / "bundle")
+    done = (folder / "metrics.json").exists() and (folder / "predictions.csv").exists()
+    return agreed(done and (not network or bundles.is_sound(folder / "bundle")))

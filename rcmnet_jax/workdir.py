@@ -25,8 +25,8 @@ def opened(workdir: Path, config: ExperimentConfig, console: Console) -> Iterato
     """
     with lock_folder(workdir, console.warn) if is_main_process() else nullcontext():
         if is_main_process():
-            recover_folders(workdir)
             _claim(workdir, config)
+            recover_folders(workdir)
         barrier("workdir")
         yield
 
@@ -41,6 +41,11 @@ def _claim(workdir: Path, config: ExperimentConfig) -> None:
                 f"{workdir}: holds a run with another config ({'; '.join(changed[:3])}). Give another --workdir."
             )
         return
+    strangers = sorted(p.name for p in workdir.iterdir() if p.name != ".lock" and not p.name.startswith(".tmp-config"))
+    if strangers:
+        raise UserError(
+            f"{workdir}: holds no run, but other things ({', '.join(strangers[:3])}). Give a new --workdir."
+        )
     write_json(path, wanted)
 
 

@@ -55,6 +55,11 @@ def test_a_wrong_key_or_type_is_named(values, sentence):
         {"target": {"optimizer": {"learning_rate": -1.0}}},
         {"image": {"crop": 0.0}},
         {"model": {"cbam_kernel": 4}},
+        {"checkpoint": {"keep": 0}},
+        {"source": {"epochs": float("inf")}},
+        {"target": {"optimizer": {"clip_norm": float("nan")}}},
+        {"target": {"freeze_epochs": -1.0}},
+        {"target": {"arms": "transfer,transfer"}},
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_its_field(values):

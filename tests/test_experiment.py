@@ -133,6 +133,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(smoke, tmp_path):
     assert (workdir / "bundle/SHA256SUMS").read_text() == (done / "bundle/SHA256SUMS").read_text()
 
 
+def test_a_folder_that_holds_other_things_is_left_as_it_is(tmp_path):
+    (tmp_path / ".old-notes").mkdir()
+    (tmp_path / "thesis.txt").write_text("mine")
+    status, _, err = launch(tmp_path)
+    assert status == 2
+    assert "thesis.txt" in err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == [".old-notes", "thesis.txt"]
+
+
 def test_a_workdir_in_use_is_refused(tmp_path):
     workdir = tmp_path / "busy"
     process = start(ROOT / "launch.py", "--config=configs/cart.py:smoke", f"--workdir={workdir}")

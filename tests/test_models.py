@@ -60,7 +60,9 @@ def test_in_float32_it_equals_the_twin_to_rounding():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHES)
 def test_at_full_width_and_224_pixels_it_equals_the_twin(name):
-    parity(ModelConfig(name=name), (224, 224), np.float32, 1e-4, 1e-2, batch=2)
+    # In float64: with every leaf moved off its start the deep net is so ill-conditioned that float32 gradients of two
+    # equal programs part by some per cent.
+    parity(ModelConfig(name=name), (224, 224), np.float64, 1e-8, 1e-7, batch=2)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,14 @@ def test_while_the_head_trains_alone_no_bit_of_the_body_moves():
     assert np.abs(advance(recipe)[0][-1].params["body"]["kernel"] - 1).max() > 1e-4
 
 
+def test_weight_decay_gathers_no_momentum_in_a_body_that_is_held():
+    seen, _ = advance(Recipe(OptimizerConfig(weight_decay=0.1), PLAIN), steps=5, body=False)
+    flat, _ = jax.tree_util.tree_flatten_with_path(seen[-1].opt_state)
+    moving = [leaf for path, leaf in flat if "body" in jax.tree_util.keystr(path)]
+    assert moving
+    assert not any(leaf.any() for leaf in moving)
+
+
 def test_layer_decay_slows_the_body_by_its_depth():
     config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=0.0)
     moved = []
@@ -166,6 +174,22 @@ def test_an_interrupted_stage_ends_with_the_same_bits(tmp_path, around):
         with Store(tmp_path / f"cut{at}") as store:
             again = loop.train(stage(), fresh(RECIPE), step, batches(), store, around)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
+
+
+def test_an_epoch_is_looked_at_before_a_save_or_a_stop_at_its_end(tmp_path, around):
+    step = make_train_step(MODEL, RECIPE, PLACEMENT)
+    looked = []
+
+    def stopping(state, batch, controls):
+        if int(state.step) + 1 == 3:
+            around.stop.signal = 15
+        return step(state, batch, controls)
+
+    with Store(tmp_path / "store") as store:
+        with pytest.raises(Interrupted):
+            loop.train(stage(), fresh(RECIPE), stopping, batches(), store, around, lambda at, _: looked.append(at))
+        assert looked == [3]
+        assert store.steps() == [3]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(tmp_path, around):

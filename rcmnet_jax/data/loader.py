@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -110,7 +111,7 @@ class StreamLoader:
         """As ResidentLoader, with a random-access reader in place of the array, and the number of reading threads."""
         self._reader, self._labels, self._placing = reader, np.asarray(labels, np.int32), placing
         self._order, self._batch_size = Order(rows, seed), batch_size
-        self._share, self._workers = placing.share(batch_size), workers or 4
+        self._share, self._workers = placing.share(batch_size), workers or os.cpu_count() or 4
         self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Any]]
 
     def batch(self, step: int) -> Batch:

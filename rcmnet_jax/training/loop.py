@@ -79,8 +79,10 @@ def train(
                 meter.read(*pending)  # a step late: reading the newest would make the device wait
                 bar.update(pending[0], meter.summary())
             pending = (step + 1, metrics)
-            stopping = around.stop.wanted(step + 1)
-            if stopping or (step + 1 < stage.steps and _due(stage.save_every, step + 1, saved_at)):
+            stopping, due = around.stop.agree(step + 1, _due(stage.save_every, step + 1, saved_at))
+            if at_epoch is not None and _ends_epoch(step + 1, stage):
+                at_epoch(step + 1, state)  # before any save or stop there: a resumed run will not come by again
+            if stopping or (due and step + 1 < stage.steps):
                 meter.read(*pending)  # no state is saved before its step is known to be sound
                 pending = None
                 store.save(step + 1, to_tree(state), {"stage": stage.name})
@@ -88,8 +90,6 @@ def train(
             if stopping:
                 store.wait()
                 raise Interrupted(f"{stage.name}: stopped after step {step + 1}, which is saved; run again to go on.")
-            if at_epoch is not None and _ends_epoch(step + 1, stage):
-                at_epoch(step + 1, state)
         if pending is not None:
             meter.read(*pending)
             bar.update(pending[0], meter.summary())
@@ -100,10 +100,8 @@ def train(
 
 
 def _due(config: CheckpointConfig, step: int, saved_at: float) -> bool:
-    if config.every_steps and step % config.every_steps == 0:
-        return True
-    # Hosts' clocks differ, and a save is a joint act: with several processes only the step number decides.
-    return jax.process_count() == 1 and time.monotonic() - saved_at >= config.every_seconds
+    by_step = bool(config.every_steps) and step % config.every_steps == 0
+    return by_step or time.monotonic() - saved_at >= config.every_seconds
 
 
 def _ends_epoch(step: int, stage: Stage) -> bool:

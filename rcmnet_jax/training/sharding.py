@@ -59,7 +59,17 @@ class Placement:
 
     @classmethod
     def everywhere(cls) -> Placement:
-        """Over all devices of all processes."""
+        """Over all devices of all processes.
+
+        Raises:
+          UserError: JAX cannot start the devices that were asked for.
+        """
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:
+            asked = os.environ.get("JAX_PLATFORMS", "")
+            said = (str(error).splitlines() or ["no reason given"])[0]
+            raise UserError(f"JAX found no device (JAX_PLATFORMS='{asked}'): {said}. Correct or unset it.") from error
         return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
 
     @property
@@ -114,6 +124,15 @@ class Placement:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and speaks."""
     return jax.process_index() == 0
+
+
+def agreed(fact: bool) -> bool:
+    """What the main process says: files may show late to the others. All processes must ask together."""
+    if jax.process_count() == 1:
+        return fact
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(fact)))
 
 
 def barrier(name: str) -> None:

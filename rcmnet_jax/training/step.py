@@ -104,7 +104,10 @@ def train_step(
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     gate = _gates(network, state.params, controls.body)
     gradients = jax.tree.map(jnp.multiply, gradients, gate)
-    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, state.params)
+    held = jax.tree.map(
+        jnp.multiply, state.params, gate
+    )  # weight decay must not gather momentum while the body is held
+    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held)
     factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
     updates = jax.tree.map(
         lambda d, g, f: (-f * controls.learning_rate * g * d).astype(d.dtype), directions, gate, factors

@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from rcmnet_jax.errors import Interrupted
+
+_EXCHANGE = 16  # steps
 
 
 class StopRequest:
@@ -26,20 +29,46 @@ class StopRequest:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
-    def wanted(self, step: int | None = None) -> bool:
-        """Whether to stop now. With several processes and a step, all of them get the same answer for it."""
+    def agree(self, step: int, due: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save, after a step: the same answer in all processes.
+
+        A save is a joint act, and hosts' clocks and signals differ. So several processes ask one another at every 16th
+        step, for an exchange a step would cost more than the step; a stop asked of any of them stops all, and the
+        first one's clock says when to save.
+        """
         import jax
 
-        if jax.process_count() > 1 and step is not None:
-            import numpy as np
-            from jax.experimental import multihost_utils
-
-            if step % 16:  # an exchange a step would cost more than the step
-                return False
-            return bool(np.any(multihost_utils.process_allgather(np.int32(self.signal or 0))))
-        return self.signal is not None
+        if jax.process_count() == 1:
+            return self.signal is not None, due
+        if step % _EXCHANGE:
+            return False, False
+        stops, saves = _gather(self.signal is not None, due)
+        return bool(stops.any()), bool(saves[0])
 
     def check(self) -> None:
-        """Raises Interrupted where a stop was asked for; between stages, where nothing is unsaved."""
-        if self.signal is not None:
-            raise Interrupted(f"Stopped by {signal.Signals(self.signal).name}; run the same command again to go on.")
+        """Raises Interrupted where a stop was asked for; between stages, where nothing is unsaved.
+
+        With several processes all must call it together.
+        """
+        import jax
+
+        wanted = self.signal is not None
+        if jax.process_count() > 1:
+            wanted = bool(_gather(wanted, False)[0].any())
+        if wanted:
+            raise Interrupted("Stopped by a signal; run the same command again to go on.")
+
+    def check_alone(self) -> None:
+        """As `check`, at a place that processes do not reach together; does nothing where there are several."""
+        import jax
+
+        if jax.process_count() == 1:
+            self.check()
+
+
+def _gather(*facts: bool) -> Any:
+    """(len(facts), processes) int32: what each process says of each fact."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.array(facts, np.int32)).T
