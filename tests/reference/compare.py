@@ -32,9 +32,18 @@ def jax_step(network, params, stats, images, labels, dtype):
 
     with jax.enable_x64(dtype == np.float64):
         args = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, stats, images))
-        (value, (logits, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(*args)
-        infer = jax.jit(lambda *a: network(*a)[0])(*args)
+        (value, (logits, new)), grads = _run(jax.value_and_grad(loss, has_aux=True), args, dtype)
+        infer = _run(lambda *a: network(*a)[0], args, dtype)
         return jax.tree.map(np.asarray, (value, logits, infer, grads, new))
+
+
+def _run(function, args, dtype):
+    # What float64 is to show holds without the compiler's care, which takes six times as long.
+    fast = {"xla_backend_optimization_level": 0}
+    if jax.__version_info__ < (0, 11):
+        fast["xla_cpu_use_fusion_emitters"] = False
+    options = fast if dtype == np.float64 and jax.default_backend() == "cpu" else {}
+    return jax.jit(function).lower(*args).compile(options)(*args)
 
 
 def torch_step(network, params, stats, images, labels, dtype):
