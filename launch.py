@@ -10,7 +10,8 @@ from rcmnet_jax.cli import guarded
 from absl import flags  # isort: skip  # rcmnet_jax comes first: it sets XLA's flags
 from ml_collections import config_flags
 
-from rcmnet_jax.config import ExperimentConfig, check, config_hash, from_dict
+from rcmnet_jax.checks import check
+from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict
 from rcmnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :PRESET if it has any.")

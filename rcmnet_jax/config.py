@@ -1,4 +1,4 @@
-"""Every knob of a run, once, with its default, its unit and why; and every check, before any device is touched."""
+"""Every knob of a run, once, with its default, its unit and why. What values can work stands in checks.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -230,88 +229,3 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def config_hash(config: ExperimentConfig) -> str:
     """8 hex digits of the resolved config."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _floats(values: Mapping[str, Any], where: str = "") -> typing.Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _floats(value, f"{where}{key}.")
-        elif isinstance(value, float):
-            yield f"{where}{key}", value
-
-
-def check(config: ExperimentConfig) -> None:
-    """Refuses values that cannot work, each with the field and the way out. Touches neither data nor devices."""
-
-    def need(good: bool, name: str, must: str) -> None:
-        if not good:
-            value: Any = config
-            for part in name.split("."):
-                value = getattr(value, part)
-            raise UserError(f"config.{name}={value!r}: {must}.")
-
-    def one_of(name: str, choices: tuple[str, ...]) -> None:
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        need(
-            value in choices,
-            name,
-            f"must be one of {', '.join(choices)}{suggestion(value, choices)[:60] if value not in choices else ''}",
-        )
-
-    one_of("model.name", MODEL_NAMES)
-    one_of("model.norm", ("batch", "group"))
-    one_of("model.cbam_placement", ("block", "stage"))
-    one_of("model.gate", ("paper", "identity", "auto"))
-    one_of("model.position", ("relative", "absolute", "none"))
-    one_of("image.square", ("pad", "crop", "stretch"))
-    one_of("image.resample", ("bilinear", "bicubic", "lanczos", "box"))
-    one_of("loader.kind", ("auto", "resident", "stream"))
-    one_of("target.select", ("last", "inner"))
-    one_of("target.batch_norm", ("adapt", "frozen", "reestimate"))
-    for stage in ("source", "target"):
-        one_of(f"{stage}.optimizer.name", ("sgd", "adamw"))
-        one_of(f"{stage}.optimizer.class_weights", ("none", "balanced"))
-        one_of(f"{stage}.optimizer.precision", ("float32", "bfloat16"))
-        need(getattr(config, stage).epochs > 0, f"{stage}.epochs", "must be above 0")
-        need(getattr(config, stage).optimizer.learning_rate > 0, f"{stage}.optimizer.learning_rate", "must be above 0")
-        need(0 <= getattr(config, stage).optimizer.ema_decay < 1, f"{stage}.optimizer.ema_decay", "must be in [0, 1)")
-        need(
-            0 <= getattr(config, stage).optimizer.label_smoothing < 1,
-            f"{stage}.optimizer.label_smoothing",
-            "must be in [0, 1)",
-        )
-        size = getattr(config, stage).image_size
-        need(size == 0 or size >= 32, f"{stage}.image_size", "must be 0 (as image_size) or at least 32 pixels")
-    need(config.image_size >= 32, "image_size", "must be at least 32 pixels: the network halves it five times")
-    need(config.batch_size >= 1, "batch_size", "must be at least 1")
-    need(0 <= config.seed < 2**31, "seed", "must be in [0, 2^31)")
-    need(config.model.width >= 8 and config.model.width % 8 == 0, "model.width", "must be a multiple of 8")
-    need(config.model.heads >= 1, "model.heads", "must be at least 1")
-    need(config.model.cbam_kernel % 2 == 1, "model.cbam_kernel", "must be odd")
-    need(0 < config.image.crop <= 1, "image.crop", "must be in (0, 1]")
-    need(config.target.seeds >= 1, "target.seeds", "must be at least 1")
-    need(0 < config.target.inner_fraction < 0.5, "target.inner_fraction", "must be in (0, 0.5)")
-    need(0 < config.source.val_fraction < 0.5, "source.val_fraction", "must be in (0, 0.5)")
-    need(0 < config.target.layer_decay <= 1, "target.layer_decay", "must be in (0, 1]")
-    need(
-        config.target.folds == "auto" or (config.target.folds.isdigit() and int(config.target.folds) >= 2),
-        "target.folds",
-        "must be auto or a whole number of at least 2",
-    )
-    need(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
-    need(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must not be negative")
-    need(config.model.cbam_reduction >= 1, "model.cbam_reduction", "must be at least 1")
-    need(config.loader.workers >= 0, "loader.workers", "must not be negative")
-    need(0 <= config.audit.max_distance <= 16, "audit.max_distance", "must be from 0 to 16 of 64 bits")
-    need(len(set(config.target.arms)) == len(config.target.arms), "target.arms", "must name each arm once")
-    for name, number in _floats(to_dict(config)):
-        need(math.isfinite(number) and number >= 0, name, "must be a finite number, not negative")
-    arms = ("transfer", "scratch", "probe", "shortcut")
-    for arm in config.target.arms:
-        if arm not in arms:
-            raise UserError(f"config.target.arms: '{arm}' is no arm{suggestion(arm, arms)}.")
-    need("transfer" in config.target.arms or not config.has_target, "target.arms", "must contain transfer")
-    need(config.has_source or config.has_target, "target.data", "with source.data=none there must be a target")
-    need(config.has_source or bool(config.source.init_from), "source.init_from", "source.data=none needs weights here")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rcmnet_jax.config import ExperimentConfig, check, config_hash, from_dict, to_dict
+from rcmnet_jax.checks import check
+from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict, to_dict
 from rcmnet_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"

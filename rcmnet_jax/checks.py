@@ -1,0 +1,102 @@
+"""Which values of a config can work; others are refused before any data or device is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rcmnet_jax.config import MODEL_NAMES, ExperimentConfig, suggestion, to_dict
+from rcmnet_jax.errors import UserError
+
+ARMS = ("transfer", "scratch", "probe", "shortcut")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.name": MODEL_NAMES,
+    "model.norm": ("batch", "group"),
+    "model.cbam_placement": ("block", "stage"),
+    "model.gate": ("paper", "identity", "auto"),
+    "model.position": ("relative", "absolute", "none"),
+    "image.square": ("pad", "crop", "stretch"),
+    "image.resample": ("bilinear", "bicubic", "lanczos", "box"),
+    "loader.kind": ("auto", "resident", "stream"),
+    "target.select": ("last", "inner"),
+    "target.batch_norm": ("adapt", "frozen", "reestimate"),
+    "*.optimizer.name": ("sgd", "adamw"),
+    "*.optimizer.class_weights": ("none", "balanced"),
+    "*.optimizer.precision": ("float32", "bfloat16"),
+}
+
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_size": (lambda v: v >= 32, "at least 32 pixels: the network halves it five times"),
+    "*.image_size": (lambda v: v == 0 or v >= 32, "0 (as image_size) or at least 32 pixels"),
+    "batch_size": (lambda v: v >= 1, "at least 1"),
+    "seed": (lambda v: 0 <= v < 2**31, "in [0, 2^31)"),
+    "*.epochs": (lambda v: v > 0, "above 0"),
+    "*.optimizer.learning_rate": (lambda v: v > 0, "above 0"),
+    "*.optimizer.ema_decay": (lambda v: v < 1, "in [0, 1)"),
+    "*.optimizer.label_smoothing": (lambda v: v < 1, "in [0, 1)"),
+    "model.width": (lambda v: v >= 8 and v % 8 == 0, "a multiple of 8"),
+    "model.heads": (lambda v: v >= 1, "at least 1"),
+    "model.cbam_kernel": (lambda v: v >= 1 and v % 2 == 1, "odd"),
+    "model.cbam_reduction": (lambda v: v >= 1, "at least 1"),
+    "image.crop": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "source.val_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
+    "target.inner_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
+    "target.layer_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "target.seeds": (lambda v: v >= 1, "at least 1"),
+    "target.folds": (lambda v: v == "auto" or (v.isdigit() and int(v) >= 2), "auto or a whole number of at least 2"),
+    "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
+    "checkpoint.every_steps": (lambda v: v >= 0, "0 (by time alone) or more"),
+    "loader.workers": (lambda v: v >= 0, "0 (one per core) or more"),
+    "audit.max_distance": (lambda v: 0 <= v <= 16, "from 0 to 16 of 64 bits"),
+}
+
+
+def check(config: ExperimentConfig) -> None:
+    """Refuses values that cannot work.
+
+    Raises:
+      UserError: the first such value, with its field and what it must be.
+    """
+    values = dict(_leaves(to_dict(config)))
+    for name, value in values.items():
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"config.{name}={value!r}: must be a finite number, not negative.")
+    for pattern, choices in CHOICES.items():
+        for name in _named(pattern):
+            if values[name] not in choices:
+                raise UserError(f"config.{name}={values[name]!r}: no such choice{suggestion(values[name], choices)}")
+    for pattern, (good, must) in LIMITS.items():
+        for name in _named(pattern):
+            if not good(values[name]):
+                raise UserError(f"config.{name}={values[name]!r}: must be {must}.")
+    _check_stages(config)
+
+
+def _check_stages(config: ExperimentConfig) -> None:
+    arms = config.target.arms
+    for arm in arms:
+        if arm not in ARMS:
+            raise UserError(f"config.target.arms: '{arm}' is no arm{suggestion(arm, ARMS)}")
+    if len(set(arms)) != len(arms):
+        raise UserError(f"config.target.arms={','.join(arms)}: names an arm twice. Name each once.")
+    if config.has_target and "transfer" not in arms:
+        raise UserError(f"config.target.arms={','.join(arms)}: must contain transfer.")
+    if not config.has_source and not config.has_target:
+        raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
+    if not config.has_source and not config.source.init_from:
+        raise UserError("config.source.init_from='': source.data=none needs weights to start from. Give a path here.")
+
+
+def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
+
+
+def _named(pattern: str) -> list[str]:
+    """A field's name, or both stages' where it begins with a star."""
+    return [f"{stage}{pattern[1:]}" for stage in ("source", "target")] if pattern.startswith("*") else [pattern]
