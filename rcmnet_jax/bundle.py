@@ -15,7 +15,7 @@ import numpy as np
 from rcmnet_jax.config import ModelConfig, from_dict, to_dict
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import commit_folder, verify_sums, write_atomic, write_sums
+from rcmnet_jax.files import commit_folder, remove, verify_sums, write_atomic, write_sums
 
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated
@@ -79,14 +79,18 @@ def write(folder: Path, bundle: Bundle, card: str = "") -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".tmp-bundle-", dir=folder.parent))
     aside.chmod(0o755)
-    write_atomic(aside / "bundle.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    write_atomic(aside / "model.safetensors", save({k: leaves[k] for k in sorted(leaves)}))
-    write_atomic(aside / "card.md", card or plain_card(bundle))
-    if bundle.calibration:
-        text = json.dumps(dict(bundle.calibration), indent=2, sort_keys=True) + "\n"
-        write_atomic(aside / "calibration.json", text)
-    write_sums(aside)
-    commit_folder(aside, folder)
+    try:
+        write_atomic(aside / "bundle.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        write_atomic(aside / "model.safetensors", save({k: leaves[k] for k in sorted(leaves)}))
+        write_atomic(aside / "card.md", card or plain_card(bundle))
+        if bundle.calibration:
+            text = json.dumps(dict(bundle.calibration), indent=2, sort_keys=True) + "\n"
+            write_atomic(aside / "calibration.json", text)
+        write_sums(aside)
+        commit_folder(aside, folder)
+    except BaseException:
+        remove(aside)
+        raise
 
 
 def plain_card(bundle: Bundle) -> str:
