@@ -17,7 +17,8 @@ def problem(config: ModelConfig, size: tuple[int, int], *, batch: int = 4, class
     network = Network(config, classes=classes, image_size=size)
     random = np.random.default_rng(seed)
     params, stats = network.init(seed)
-    params = jax.tree.map(lambda a: np.asarray(a, np.float64) + 0.05 * random.standard_normal(a.shape), params)
+    noise = 0.05 * min(1, 8 / config.width)  # small beside wide layers' kernels: else float32 loses the gradients
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64) + noise * random.standard_normal(a.shape), params)
     stats = jax.tree.map(lambda a: np.asarray(a, np.float64) + 0.2 * random.random(a.shape), stats)
     images = random.random((batch, *size, 3))
     return network, params, stats, images, random.integers(0, classes, batch)
