@@ -114,6 +114,16 @@ def test_a_sweep_removes_damaged_entries_only_and_looks_at_each_once(tmp_path):
     assert (tmp_path / "a-cache").read_bytes() == whole
 
 
+@pytest.fixture
+def no_cache():
+    """JAX as it is before anything in this process has set a cache."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("no_cache")
 def test_a_cache_that_is_not_the_users_own_folder_is_not_used(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with caplog.at_level(logging.WARNING):
