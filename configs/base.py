@@ -10,6 +10,14 @@ from ml_collections import ConfigDict
 from rcmnet_jax.config import ExperimentConfig, suggestion, to_dict
 from rcmnet_jax.errors import UserError
 
+# What every `smoke` preset has: all stages at toy size, for tests.
+SMOKE: dict[str, Any] = {
+    "image_size": 32,
+    "batch_size": 16,
+    "model": {"width": 8},
+    "source": {"data": "synthetic:pbc-tiny", "epochs": 2.0},
+}
+
 
 def config_dict(config: ExperimentConfig) -> ConfigDict:
     """All settings, each of which `--config.KEY=VALUE` may replace. Lists are written with commas: `a,b`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import change, choose
+from configs.base import SMOKE, change, choose
 from rcmnet_jax.config import ExperimentConfig
 
 
@@ -21,10 +21,7 @@ def get_config(preset: str = "") -> ConfigDict:
     default = ExperimentConfig()
     smoke = change(
         default,
-        image_size=32,
-        batch_size=16,
-        model={"width": 8},
-        source={"data": "synthetic:pbc-tiny", "epochs": 2.0},
+        **SMOKE,
         target={"data": "synthetic:cart-tiny", "folds": "2", "epochs": 2.0},
         checkpoint={"every_steps": 5},
     )

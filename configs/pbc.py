@@ -9,18 +9,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import change, choose
+from configs.base import SMOKE, change, choose
 from rcmnet_jax.config import ExperimentConfig
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset: '' (64 px, from scratch) or 'smoke'."""
     default = change(ExperimentConfig(), source={"epochs": 12.0}, target={"data": "none"})
-    smoke = change(
-        default,
-        image_size=32,
-        batch_size=16,
-        model={"width": 8},
-        source={"data": "synthetic:pbc-tiny", "epochs": 2.0},
-    )
+    smoke = change(default, **SMOKE)
     return choose(preset, {"": default, "smoke": smoke}, "configs/pbc.py")

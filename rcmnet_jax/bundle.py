@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from rcmnet_jax.config import ModelConfig, from_dict, to_dict
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import commit_folder, remove, verify_sums, write_atomic, write_sums
+from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated
@@ -76,21 +75,12 @@ def write(folder: Path, bundle: Bundle, card: str = "") -> None:
         "notice": DISCLAIMER,
     }
     leaves = {**flatten(bundle.params, "params"), **flatten(bundle.batch_stats, "batch_stats")}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-bundle-", dir=folder.parent))
-    aside.chmod(0o755)
-    try:
-        write_atomic(aside / "bundle.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    with whole_folder(folder) as aside:
+        write_json(aside / "bundle.json", facts)
         write_atomic(aside / "model.safetensors", save({k: leaves[k] for k in sorted(leaves)}))
         write_atomic(aside / "card.md", card or plain_card(bundle))
         if bundle.calibration:
-            text = json.dumps(dict(bundle.calibration), indent=2, sort_keys=True) + "\n"
-            write_atomic(aside / "calibration.json", text)
-        write_sums(aside)
-        commit_folder(aside, folder)
-    except BaseException:
-        remove(aside)
-        raise
+            write_json(aside / "calibration.json", dict(bundle.calibration))
 
 
 def plain_card(bundle: Bundle) -> str:

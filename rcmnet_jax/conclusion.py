@@ -10,12 +10,13 @@ import numpy as np
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.evaluation import calibration
-from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
+from rcmnet_jax.files import write_atomic
 from rcmnet_jax.report import run_report
 from rcmnet_jax.report.card import CardFacts, render_card
 from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
-from rcmnet_jax.workdir import read_json, write_json
+from rcmnet_jax.workdir import read_json
 
 if TYPE_CHECKING:
     from rcmnet_jax.intake import Data
@@ -51,8 +52,8 @@ def conclude(here: Run, data: Data) -> None:
         write_table(main, here.workdir / "predictions.csv")
         for arm, values in metrics.items():
             if arm != "pretrain":
-                write_json(here.workdir / arm / "metrics.json", values)
-        write_json(here.workdir / "metrics.json", next(iter(metrics.values())))
+                write_atomic(here.workdir / arm / "metrics.json", to_json(values))
+        write_atomic(here.workdir / "metrics.json", to_json(next(iter(metrics.values()))))
         _final_bundle(here, data, main, next(iter(metrics.values())))
         run_report.write(here, data, tables, metrics)
         _show(here, data, metrics)

@@ -19,7 +19,7 @@ from rcmnet_jax.console import Console
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.evaluation import probe, shortcut
 from rcmnet_jax.evaluation.predict import forward
-from rcmnet_jax.files import recover_folders
+from rcmnet_jax.files import recover_folders, write_json
 from rcmnet_jax.intake import Data
 from rcmnet_jax.models import Network
 from rcmnet_jax.stages import Job, Pixels, Run, Weights
@@ -28,7 +28,7 @@ from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement, agreed, is_main_process
 from rcmnet_jax.training.stop import StopRequest
-from rcmnet_jax.workdir import note_environment, opened, write_json
+from rcmnet_jax.workdir import note_environment, opened
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
@@ -77,7 +77,7 @@ def pretrain(here: Run, data: Data) -> Bundle:
         network = network_of(config, len(data.source.classes), config.source_size)
         start = network.init(here.seed("pretrain/init"))
         if config.source.init_from:
-            start = _initialised(here, network, start, folder)
+            start = _initialised(here, network, start, folder, "initialised")
         rows = data.holdout["train"]
         job = Job(
             "pretrain", Pixels(data.source, here), rows, network, start, config.source, stages.recipe(config.source),
@@ -93,9 +93,11 @@ def pretrain(here: Run, data: Data) -> Bundle:
     return bundles.load(folder / "bundle")
 
 
-def _initialised(here: Run, network: Network, start: Weights, folder: Path) -> Weights:
+def _initialised(
+    here: Run, network: Network, start: Weights, folder: Path, what: str, *, aloud: bool = True
+) -> Weights:
     params, stats, report = initial.load(here.config.source.init_from, network, start)
-    _note_transfer(here, folder, f"initialised from {here.config.source.init_from}", report)
+    _note_transfer(here, folder, f"{what} from {here.config.source.init_from}", report, aloud=aloud)
     return params, stats
 
 
@@ -138,9 +140,7 @@ def _job(here: Run, pixels: Pixels, name: str, rows: np.ndarray, source: Bundle 
         start = (params, stats)
         _note_transfer(here, folder, "transfer of the pretrained body", report, aloud=aloud)
     elif arm == "transfer":
-        params, stats, report = initial.load(config.source.init_from, network, start)
-        start = (params, stats)
-        _note_transfer(here, folder, f"transfer from {config.source.init_from}", report, aloud=aloud)
+        start = _initialised(here, network, start, folder, "transfer", aloud=aloud)
     steps = optimizers.total_steps(config.target.epochs, len(rows), config.batch_size)
     head = optimizers.total_steps(config.target.freeze_epochs, len(rows), config.batch_size)
     return Job(

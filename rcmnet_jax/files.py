@@ -6,11 +6,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rcmnet_jax.errors import UserError
 
@@ -44,6 +48,11 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with sorted keys: equal values give equal bytes. Whole or not at all, as `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def fsync_path(path: Path) -> None:
@@ -80,6 +89,24 @@ def commit_folder(temporary: Path, final: Path) -> None:
     temporary.rename(final)
     fsync_path(final.parent)
     remove(old)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, beside `final`: it becomes `final`, with checksums, when the block ends well, else it goes.
+
+    What `final` was before is replaced as a whole.
+    """
+    final = final.absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{final.name}-", dir=final.parent))
+    try:
+        aside.chmod(0o755)
+        yield aside
+        write_sums(aside)
+        commit_folder(aside, final)
+    finally:
+        remove(aside)  # nothing is there any more if it was committed
 
 
 def recover_folders(parent: Path) -> None:
@@ -183,7 +210,7 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-@contextlib.contextmanager
+@contextmanager
 def lock_folder(folder: Path | str, warn: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds `folder` (made if it is missing) for this process alone, until the block ends or the process dies.
 

@@ -16,9 +16,10 @@ from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.prepare import PreparedSet, cache_folder, prepare
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.files import write_json
 from rcmnet_jax.training.sharding import barrier, is_main_process
 from rcmnet_jax.training.stop import StopRequest
-from rcmnet_jax.workdir import read_json, write_json
+from rcmnet_jax.workdir import read_json
 
 Rows = np.ndarray
 

@@ -20,10 +20,10 @@ from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig, conf
 from rcmnet_jax.data.loader import Loader, ResidentLoader, StreamLoader
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.predict import forward, reestimate
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
-from rcmnet_jax.files import recover_folders
+from rcmnet_jax.files import recover_folders, write_atomic
 from rcmnet_jax.models import Network
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
@@ -31,7 +31,6 @@ from rcmnet_jax.training.loop import Stage, Surroundings, train
 from rcmnet_jax.training.sharding import Placement, agreed, barrier, is_main_process
 from rcmnet_jax.training.state import TrainState
 from rcmnet_jax.training.step import Recipe, make_optimizer, make_train_step
-from rcmnet_jax.workdir import write_json
 
 Tree = dict[str, Any]
 Weights = tuple[Tree, Tree]  # params and batch_stats
@@ -287,7 +286,8 @@ def report_leaf(run: Run, folder: Path, table: Table, facts: dict[str, Any]) -> 
     """Writes predictions.csv, then metrics.json, whose presence marks the leaf as done."""
     if is_main_process():
         write_table(table, folder / "predictions.csv")
-        write_json(folder / "metrics.json", compute(table, seed=run.config.seed, provenance=facts))
+        metrics = compute(table, seed=run.config.seed, provenance=facts)
+        write_atomic(folder / "metrics.json", to_json(metrics))
     barrier(f"{folder.name}/metrics")
 
 

@@ -12,7 +12,7 @@ from rcmnet_jax import runtime
 from rcmnet_jax.config import ExperimentConfig, to_dict
 from rcmnet_jax.console import Console
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import lock_folder, recover_folders, write_atomic
+from rcmnet_jax.files import lock_folder, recover_folders, write_json
 from rcmnet_jax.training.sharding import barrier, is_main_process
 
 
@@ -83,8 +83,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error}). Remove it, or give another --workdir.") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys, whole or not at all."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

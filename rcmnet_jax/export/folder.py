@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from rcmnet_jax import files
 from rcmnet_jax.bundle import DISCLAIMER, Bundle
 from rcmnet_jax.config import ModelConfig, to_dict
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import commit_folder, remove, write_atomic, write_sums
+from rcmnet_jax.files import write_atomic, write_json
 from rcmnet_jax.models import MODELS, Network
 
 STANDALONE = Path(__file__).parent / "standalone"
@@ -30,21 +29,14 @@ def refuse_occupied(output: Path) -> None:
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill, beside `output`: it becomes `output`, with checksums, when the block ends well, else it goes.
+    """As `files.whole_folder`, but never over something else.
 
     Raises:
       UserError: `output` is there already and is not an empty folder.
     """
     refuse_occupied(output)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=output.absolute().parent))
-    try:
-        aside.chmod(0o755)
+    with files.whole_folder(output) as aside:
         yield aside
-        write_sums(aside)
-        commit_folder(aside, output.absolute())
-    finally:
-        remove(aside)
 
 
 def write_common(folder: Path, bundle: Bundle, form: str, images: np.ndarray, probabilities: np.ndarray) -> None:
@@ -55,11 +47,6 @@ def write_common(folder: Path, bundle: Bundle, form: str, images: np.ndarray, pr
     packed = io.BytesIO()
     np.savez_compressed(packed, images=images, probabilities=probabilities)
     write_atomic(folder / "check.npz", packed.getvalue())
-
-
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Indented JSON with sorted keys."""
-    write_atomic(path, json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
 def preprocessing(bundle: Bundle) -> dict[str, Any]:

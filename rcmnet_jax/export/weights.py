@@ -8,8 +8,8 @@ import numpy as np
 
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint.torch import to_torch
-from rcmnet_jax.export.folder import architecture, temperature_of, write_json
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.export.folder import architecture, temperature_of
+from rcmnet_jax.files import write_atomic, write_json
 
 
 def write_weights(bundle: Bundle, folder: Path) -> None:
