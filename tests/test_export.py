@@ -104,8 +104,8 @@ def test_the_example_of_each_form_answers_as_the_bundle(form, options, tmp_path)
     export(tmp_path / "bundle", form, tmp_path / "out")
     assert verify_sums(tmp_path / "out") == []
     found, said = example(tmp_path / "out")
-    check = np.load(tmp_path / "out" / "check.npz")
-    wanted = bundle.answers(check["images"], Placement.everywhere()).probabilities
+    with np.load(tmp_path / "out" / "check.npz") as check:
+        wanted = bundle.answers(check["images"], Placement.everywhere()).probabilities
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert float(said.split("bundle: ")[1]) < 1e-5
     assert len((tmp_path / "out" / "example.py").read_text().splitlines()) < 30

@@ -27,13 +27,15 @@ def write(bundle: Bundle, folder: Path, images: np.ndarray) -> np.ndarray | None
     import torch
 
     path = folder / "model.onnx"
+    # PyTorch takes a single example image for a fixed batch of one, and then refuses the batch to be free.
+    traced = np.resize(images, (max(2, len(images)), *images.shape[1:]))
     # The exporter speaks of its own progress and of PyTorch's deprecations, which no user can act on.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             module_of(bundle),
-            (torch.from_numpy(images),),
+            (torch.from_numpy(traced),),
             input_names=["images"],
             output_names=["probabilities"],
             opset_version=OPSET,
