@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from rcmnet_jax.data.download import Remote, download
+from rcmnet_jax.download import Remote, download
 from rcmnet_jax.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -243,3 +243,12 @@ def test_a_second_process_is_refused(fetch, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process"):
             fetch("whole")
+
+
+def test_a_checksum_may_give_only_how_it_begins(fetch, tmp_path):
+    assert fetch("whole", SHA256[:15]).read_bytes() == CONTENT
+    (tmp_path / "f.zip").unlink()
+    with pytest.raises(UserError, match="does not match sha256:"):
+        fetch("other", SHA256[:15])
+    with pytest.raises(ValueError, match="neither"):
+        fetch("whole", "sha256:")

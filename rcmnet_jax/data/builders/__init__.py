@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rcmnet_jax.data.download import Progress, Remote, download
+from rcmnet_jax.download import Progress, Remote, download
 from rcmnet_jax.data.prepare import cache_folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from rcmnet_jax.data.builders import fetched
-from rcmnet_jax.data.download import Remote
+from rcmnet_jax.download import Remote
 from rcmnet_jax.data.sources import open_source
 
 CLASSES = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
