@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("bundle", type=Path, metavar="BUNDLE")
     predict.add_argument("data", metavar="DATA", help="as for audit; also one image, or an unlabelled folder")
     predict.add_argument("--output", type=Path, required=True, metavar="FILE.csv")
+    predict.add_argument("--explain", type=Path, metavar="DIR", help="a new folder for pictures of what was looked at")
     predict.add_argument(
         "--adapt", action="store_true", help="re-estimate BatchNorm's statistics on these images first (no labels used)"
     )
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
     convert = command("convert", _convert, "Make a bundle of ResNet or ViT weights in torchvision's or timm's layout.")
     convert.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help=".safetensors, or a state dict as .pth (read safely)"
+        "weights", type=Path, metavar="WEIGHTS", help=".safetensors, a state dict as .pth (read safely), or imagenet"
     )
     convert.add_argument("bundle", type=Path, metavar="BUNDLE", help="the new folder")
     convert.add_argument("--model", required=True, metavar="NAME", help="one of `models`")
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 def _predict(arguments: argparse.Namespace) -> None:
     from rcmnet_jax.evaluation.apply import predict
 
-    predict(arguments.bundle, arguments.data, arguments.output, adapt=arguments.adapt)
+    predict(arguments.bundle, arguments.data, arguments.output, adapt=arguments.adapt, explain=arguments.explain)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rcmnet_jax.checkpoint import published
 from rcmnet_jax.config import MODEL_NAMES, ExperimentConfig, suggestion, to_dict
 from rcmnet_jax.errors import UserError
 
@@ -87,6 +88,8 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
     if not config.has_source and not config.source.init_from:
         raise UserError("config.source.init_from='': source.data=none needs weights to start from. Give a path here.")
+    if config.source.init_from == published.WORD:
+        published.file_of(config.model)
 
 
 def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

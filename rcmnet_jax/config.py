@@ -75,7 +75,7 @@ class SourceConfig:
     splits: str = ""  # CSV path,split[,group]; empty: the data's own, else drawn from the seed
     epochs: float = 10.0  # of the training part
     image_size: int = 0  # pixels; 0: as image_size at the top
-    init_from: str = ""  # weights to start from; empty: random
+    init_from: str = ""  # bundle, .safetensors or .pth to start from; imagenet: torchvision's own; empty: random
     val_fraction: float = 0.15  # of the images, where no split is given
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

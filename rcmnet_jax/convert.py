@@ -11,6 +11,7 @@ import numpy as np
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle, flatten
+from rcmnet_jax.checkpoint import published
 from rcmnet_jax.checkpoint.foreign import State, as_trees, read_state
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.checkpoint.transfer import transfer
@@ -40,6 +41,7 @@ def convert(
     """Writes the bundle `output` of the model `name`, filled from the state dict at `weights`; says what became of it.
 
     Args:
+      weights: the file; 'imagenet' for torchvision's of the model's body.
       classes: the names; without them class_0, class_1, ... as many as the file's head has. The file's head is taken
         where it has as many classes, else the head stays as initialised.
       size: side of the images that the bundle takes, pixels.
@@ -51,7 +53,10 @@ def convert(
       GuardError: plain PyTorch answers otherwise; nothing is written.
     """
     _check(output, name, size, verify)
-    console, state = Console(), read_state(weights)
+    console = Console()
+    if str(weights) == published.WORD:
+        weights = published.fetch(ModelConfig(name=name), console)
+    state = read_state(weights)
     names, keeps_head = _classes(weights, state, classes)
     config = ModelConfig(name=name, width=_width(state, name))
     network = Network(config, classes=len(names), image_size=size, imported=True)

@@ -38,6 +38,14 @@ class Remote:
     checksum: str = ""  # 'md5:HEX' or 'sha256:HEX', or how HEX begins; empty: TLS alone vouches for it
 
 
+class UnreachableError(UserError):
+    """No connection, or none that lasted, after all attempts; `reason` is the last one's."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 class _Broken(Exception):
     """The connection ended early or stalled; trying again may help."""
 
@@ -65,7 +73,7 @@ def download(
       progress: called with (bytes so far, bytes in all; 0 if not known).
 
     Raises:
-      UserError: plain HTTP, a refusing server, a wrong checksum or size, no connection after all attempts.
+      UserError: plain HTTP, a refusing server, a wrong checksum or size; UnreachableError: no connection that lasted.
       OSError: for instance no space left.
     """
     _require_safe(remote.url)
@@ -89,9 +97,8 @@ def download(
             part.replace(path)
             files.fsync_path(path.parent)
             return path
-    raise UserError(
-        f"{remote.url}: {reason}; tried {attempts} times. Run again to go on, or fetch it yourself to {path}."
-    )
+    said = f"{remote.url}: {reason}; tried {attempts} times. Run again to go on, or fetch it yourself to {path}."
+    raise UnreachableError(said, reason)
 
 
 def _fetch_checked(remote: Remote, file: IO[bytes], stall: float, progress: Progress | None) -> None:

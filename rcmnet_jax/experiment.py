@@ -12,7 +12,7 @@ import numpy as np
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import conclusion, intake, runtime, stages
 from rcmnet_jax.bundle import Bundle
-from rcmnet_jax.checkpoint import initial
+from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.checkpoint.transfer import transfer
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
@@ -26,7 +26,7 @@ from rcmnet_jax.stages import Job, Pixels, Run, Weights
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
-from rcmnet_jax.training.sharding import Placement, agreed, is_main_process
+from rcmnet_jax.training.sharding import Placement, agreed, barrier, is_main_process
 from rcmnet_jax.training.stop import StopRequest
 from rcmnet_jax.workdir import note_environment, opened
 
@@ -52,6 +52,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         records = Records(workdir, active=is_main_process())
         try:
             here = Run(config, workdir, placement, Surroundings(records, console, stop))
+            _fetch_weights(config, console)
             data = intake.gather(config, workdir, console, stop)
             source = pretrain(here, data) if data.source is not None else None
             if data.target is not None:
@@ -59,6 +60,14 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
             conclusion.conclude(here, data)
         finally:
             records.close()
+
+
+def _fetch_weights(config: ExperimentConfig, console: Console) -> None:
+    """Has published weights at hand before anything long begins; one process downloads for all."""
+    if config.source.init_from == published.WORD:
+        if is_main_process():
+            published.fetch(config.model, console)
+        barrier("weights")
 
 
 @functools.cache

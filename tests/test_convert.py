@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax.checkpoint import initial
+from rcmnet_jax.checkpoint import foreign, initial
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.convert import convert
@@ -19,6 +18,7 @@ from rcmnet_jax.errors import UserError
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 from tests.commands import run
+from tests.pickles import Payload, save, save_state
 
 
 def network(name="resnet18", classes=3, size=32):
@@ -33,16 +33,6 @@ def state_of(name="resnet18", classes=3, size=32, seed=7):
 def weights(tmp_path):
     save_file(state_of(), tmp_path / "weights.safetensors")
     return tmp_path / "weights.safetensors"
-
-
-class Payload:
-    """What a hostile file holds: unpickling it makes a file, here a harmless one."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_a_whole_file_becomes_a_bundle_with_its_head_and_the_same_values(weights, tmp_path, capsys):
@@ -132,11 +122,25 @@ def test_names_that_contradict_each_other_are_refused(tmp_path):
         convert(tmp_path / "a.safetensors", tmp_path / "bundle", "resnet18", size=32)
 
 
+@pytest.fixture(params=["with PyTorch", "without"])
+def pytorch(request, monkeypatch):
+    """Both ways of reading: by PyTorch, and by our own reader where there is none."""
+    if request.param == "without":
+        find = foreign.importlib.util.find_spec
+        monkeypatch.setattr(foreign.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    else:
+        pytest.importorskip("torch")
+
+
+@pytest.mark.usefixtures("pytorch")
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_hostile_pickle_is_refused_and_nothing_in_it_runs(protocol, tmp_path):
-    pytest.importorskip("torch")
-    bad = tmp_path / "bad.pth"
-    bad.write_bytes(pickle.dumps({"conv1.weight": Payload(tmp_path / "ran")}, protocol=protocol))
+@pytest.mark.parametrize("form", ["zip", "bare"])
+def test_a_hostile_pickle_is_refused_and_nothing_in_it_runs(form, protocol, tmp_path):
+    bad, content = tmp_path / "bad.pth", {"conv1.weight": Payload(tmp_path / "ran")}
+    if form == "zip":
+        save(bad, content, protocol=protocol)
+    else:
+        bad.write_bytes(pickle.dumps(content, protocol=protocol))
     with pytest.raises(UserError, match=r"bad\.pth.*was not read"):
         convert(bad, tmp_path / "bundle", "resnet18", size=32)
     assert not (tmp_path / "ran").exists()
@@ -144,37 +148,47 @@ def test_a_hostile_pickle_is_refused_and_nothing_in_it_runs(protocol, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_refuses_a_hostile_pth_with_status_2_and_takes_a_plain_one(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"conv1.weight": torch.zeros(1), "extra": Payload(tmp_path / "ran")}, tmp_path / "bad.pth")
+    save(tmp_path / "bad.pth", {"conv1.weight": Payload(tmp_path / "ran"), **state_of()})
     words = ("--model", "resnet18", "--size", "32")
     status, _, err = run("-m", "rcmnet_jax", "convert", tmp_path / "bad.pth", tmp_path / "bundle", *words)
     assert status == 2
     assert "Traceback" not in err
+    assert err.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth"]
-    state = {f"module.{k}": torch.tensor(v) for k, v in state_of().items()}
+    save_state(tmp_path / "good.pth", {f"module.{k}": v for k, v in state_of().items()})
+    status, _, err = run(
+        "-m", "rcmnet_jax", "convert", tmp_path / "good.pth", tmp_path / "bundle", *words, "--classes", "a,b,c"
+    )
+    assert status == 0, err
+    made = bundles.load(tmp_path / "bundle")
+    assert made.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(made.params["fc"]["kernel"].T, state_of()["fc.weight"])
+
+
+@pytest.mark.slow
+def test_the_command_verifies_what_pytorch_saved_on_real_images(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {k: torch.tensor(v) for k, v in state_of().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "good.pth")
     status, said, err = run(
-        "-m", "rcmnet_jax", "convert", tmp_path / "good.pth", tmp_path / "bundle", *words, "--classes", "a,b,c",
-        "--verify", "synthetic:cart-tiny",
+        "-m", "rcmnet_jax", "convert", tmp_path / "good.pth", tmp_path / "bundle", "--model", "resnet18",
+        "--size", "32", "--verify", "synthetic:cart-tiny",
     )  # fmt: skip
     assert status == 0, err
     assert "of plain PyTorch's" in said
-    assert bundles.load(tmp_path / "bundle").classes == ("a", "b", "c")
 
 
+@pytest.mark.usefixtures("pytorch")
 def test_a_run_starts_from_a_pth_as_from_safetensors(weights, tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({k: torch.tensor(v) for k, v in state_of().items()}, tmp_path / "w.pth")
+    save_state(tmp_path / "w.pth", state_of())
     start = network().init(0)
     found = [initial.load(str(path), network(), start) for path in (weights, tmp_path / "w.pth")]
     jax.tree.map(np.testing.assert_array_equal, found[0][:2], found[1][:2])
     np.testing.assert_array_equal(found[1][0]["fc"]["kernel"], start[0]["fc"]["kernel"])
 
 
-def test_without_pytorch_a_pth_is_refused_with_the_way_out(tmp_path, monkeypatch):
-    from importlib import util
-
-    (tmp_path / "w.pth").write_bytes(b"PK")
-    monkeypatch.setattr(util, "find_spec", lambda _: None)
+def test_without_pytorch_a_file_of_its_older_form_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
+    monkeypatch.setattr(foreign.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"w\.pth.*requirements-extra\.txt"):
         convert(tmp_path / "w.pth", tmp_path / "bundle", "resnet18", size=32)

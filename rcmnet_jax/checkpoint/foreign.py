@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rcmnet_jax.checkpoint import zipped
 from rcmnet_jax.checkpoint.torch import from_torch
 from rcmnet_jax.errors import UserError
 
@@ -23,7 +24,7 @@ def read_state(path: Path) -> State:
     """The arrays of a state dict by name, float32 (float64 stays), without DataParallel's prefix.
 
     Raises:
-      UserError: no such file, not a state dict, one that would run code, or PyTorch is missing for a PyTorch file.
+      UserError: no such file, not a state dict, or one that would run code.
     """
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise UserError(f"{path}: no file of weights ({', '.join(SUFFIXES)}). Check the path.")
@@ -75,14 +76,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _read_pytorch(path: Path) -> Mapping[str, Any]:
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            f"{path}: reading it needs PyTorch (pip install -r requirements-extra.txt); a .safetensors file does not."
-        )
-    import torch
-
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = _load(path)
     except Exception as error:  # what a damaged or hostile pickle raises is its own choice
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -95,3 +90,12 @@ def _read_pytorch(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: holds a {type(found).__name__}, no state dict. Save model.state_dict().")
     return found
+
+
+def _load(path: Path) -> Any:
+    """By PyTorch where it is installed, which knows older forms and more types; else by our own reader."""
+    if importlib.util.find_spec("torch") is None:
+        return zipped.load(path)
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,11 +1,11 @@
-"""Weights to start from: a bundle of ours, or a state dict in torchvision's layout."""
+"""Weights to start from: a bundle of ours, a state dict in torchvision's layout, or torchvision's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcmnet_jax.checkpoint import foreign
+from rcmnet_jax.checkpoint import foreign, published
 from rcmnet_jax.checkpoint.transfer import Report, transfer
 from rcmnet_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def is_imported(path: str) -> bool:
 
     A bundle of ours answers for itself; no path means random weights, for which the paper's gates are meant.
     """
-    if not path or not Path(path).is_dir():  # an empty path would be the current folder
+    if path in ("", published.WORD) or not Path(path).is_dir():  # an empty path would be the current folder
         return bool(path)
     from rcmnet_jax import bundle
 
@@ -33,7 +33,7 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
 
     Args:
       path: a bundle folder, or a .safetensors or .pth file with torchvision's names (conv1.weight,
-        layer1.0.bn1.running_mean).
+        layer1.0.bn1.running_mean), or 'imagenet' for those that torchvision publishes for the model's body.
       network: the model to fill.
       start: its initial params and batch_stats.
 
@@ -43,7 +43,7 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
     Raises:
       UserError: nothing there, an unreadable file, or shapes that do not fit.
     """
-    place = Path(path)
+    place = published.fetch(network.config) if path == published.WORD else Path(path)
     if place.is_dir():
         from rcmnet_jax import bundle
 
@@ -58,6 +58,6 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
     else:
         raise UserError(
             f"config.source.init_from={path}: neither a bundle folder nor a file of weights "
-            f"({', '.join(foreign.SUFFIXES)}). Check the path."
+            f"({', '.join(foreign.SUFFIXES)}), nor '{published.WORD}'. Check the path."
         )
     return transfer(params, stats, *start, head=network.head, position=network.is_position_table, allow_missing=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rcmnet_jax.download import Progress, Remote, download
 from rcmnet_jax.data.prepare import cache_folder
+from rcmnet_jax.download import Progress, Remote, download
 
 
 def fetched(remote: Remote, name: str, dl_manager: Any, progress: Progress | None = None) -> Path:

@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rcmnet_jax.data.builders import fetched
-from rcmnet_jax.download import Remote
 from rcmnet_jax.data.forms.base import Source
 from rcmnet_jax.data.forms.medmnist import BLOODMNIST
 from rcmnet_jax.data.sources import open_source
+from rcmnet_jax.download import Remote
 
 _RECORD = "https://zenodo.org/records/10519652/files"
 # Side in pixels: file, most bytes, checksum that Zenodo publishes.

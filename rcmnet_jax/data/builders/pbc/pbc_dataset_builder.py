@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from rcmnet_jax.data.builders import fetched
-from rcmnet_jax.download import Remote
 from rcmnet_jax.data.sources import open_source
+from rcmnet_jax.download import Remote
 
 CLASSES = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
 FILE = "PBC_dataset_normal_DIB.zip"
