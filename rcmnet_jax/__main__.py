@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("bundle", type=Path, metavar="BUNDLE")
     predict.add_argument("data", metavar="DATA", help="as for audit; also one image, or an unlabelled folder")
     predict.add_argument("--output", type=Path, required=True, metavar="FILE.csv")
+    predict.add_argument("--explain", type=Path, metavar="DIR", help="a new folder for pictures of what was looked at")
     predict.add_argument(
         "--adapt", action="store_true", help="re-estimate BatchNorm's statistics on these images first (no labels used)"
     )
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 def _predict(arguments: argparse.Namespace) -> None:
     from rcmnet_jax.evaluation.apply import predict
 
-    predict(arguments.bundle, arguments.data, arguments.output, adapt=arguments.adapt)
+    predict(arguments.bundle, arguments.data, arguments.output, adapt=arguments.adapt, explain=arguments.explain)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

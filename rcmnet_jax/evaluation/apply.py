@@ -14,22 +14,26 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.prepare import PreparedSet, prepare
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.overlay import PAGE, check_folder, write_overlays
 from rcmnet_jax.evaluation.predict import reestimate
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
 from rcmnet_jax.training.sharding import Placement
 
 
-def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False) -> Table:
+def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False, explain: Path | None = None) -> Table:
     """Applies the bundle at `folder` to the images that `spec` names, and writes the table to `output`.
 
     Args:
       adapt: re-estimate BatchNorm's statistics on these images first, for another stain or camera; uses no labels.
+      explain: a new folder for a picture of each image, with what the network looked at.
 
     Raises:
-      UserError: a bundle or images that cannot be used.
+      UserError: a bundle or images that cannot be used, or a place that cannot be written to.
     """
     if output.is_dir():
         raise UserError(f"--output={output}: is a folder. Name a CSV file.")
+    if explain is not None:
+        check_folder(explain)
     runtime.enable_compilation_cache()
     bundle, console = bundles.load(folder), Console()
     data = prepare(spec, bundle.rule, labelled=False)
@@ -40,6 +44,9 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False) -> Ta
     table = table_of(bundle, data, placement)
     write_table(table, output)
     console.say(f"{len(table)} predictions: {output}")
+    if explain is not None:
+        write_overlays(explain, bundle, data, table, console)
+        console.say(f"What the network looked at: {explain / PAGE}")
     console.say(bundles.DISCLAIMER)
     return table
 

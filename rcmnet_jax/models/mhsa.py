@@ -16,11 +16,16 @@ def attend(query: Array, key: Array, value: Array, bias: Array | None = None) ->
 
     query, key, value are (B, heads, N, d), the query scaled already; bias (B, heads, N, N). Returns (B, heads, N, d).
     """
+    weights = attention_weights(query, key, bias)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value)
+
+
+def attention_weights(query: Array, key: Array, bias: Array | None = None) -> Array:
+    """softmax(query . key + bias), (B, heads, N, N): how much each query (rows) takes of each position (columns)."""
     logits = jnp.einsum("bhnd,bhmd->bhnm", query, key)
     if bias is not None:
         logits = logits + bias
-    weights = nnx.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
-    return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value)
+    return nnx.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
 
 
 class MHSA(nnx.Module):
@@ -50,19 +55,29 @@ class MHSA(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, _ = x.shape
+        query, key, bias = self._compared(x)
+        y = attend(query, key, self._heads(self.value(x)), bias)
+        return y.swapaxes(1, 2).reshape(batch, height, width, -1)
+
+    def weights(self, x: Array) -> Array:
+        """The attention weights that x (B, H, W, C_in) gives rise to, (B, heads, N, N) with N = H W."""
+        return attention_weights(*self._compared(x))
+
+    def _heads(self, x: Array) -> Array:
+        """(B, H, W, C) as (B, heads, N, d)."""
+        return x.reshape(x.shape[0], -1, self.heads, x.shape[-1] // self.heads).swapaxes(1, 2)
+
+    def _compared(self, x: Array) -> tuple[Array, Array, Array | None]:
+        """Scaled queries and keys (B, heads, N, d), and the position term (B, heads, N, N) where it is one."""
+        _, height, width, _ = x.shape
         if (height, width) != self.size:
             raise ValueError(f"attention was built for a feature map of {self.size}, not {(height, width)}")
-        query, key, value = (
-            part(x).reshape(batch, height * width, self.heads, -1).swapaxes(1, 2)
-            for part in (self.query, self.key, self.value)
-        )  # (B, heads, N, d)
+        query, key = self._heads(self.query(x)), self._heads(self.key(x))
         query = query * (query.shape[-1] ** -0.5)
         if self.position == "absolute":
             table = self.abs_height[...][:, None] + self.abs_width[...][None]  # (H, W, d)
             key = key + table.reshape(height * width, -1).astype(x.dtype)
-        bias = self._relative(query) if self.position == "relative" else None
-        y = attend(query, key, value, bias)
-        return y.swapaxes(1, 2).reshape(batch, height, width, -1)
+        return query, key, self._relative(query) if self.position == "relative" else None
 
     def _relative(self, query: Array) -> Array:
         """q.(r_h + r_w) for all pairs of positions, (B, heads, N, N)."""

@@ -44,6 +44,8 @@ class Network:
         self.config, self.classes, self.imported = config, classes, imported
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         module = build(config, classes, self.image_size, imported)
+        self.layers: tuple[str, ...] = module.layers  # feature maps that can be looked at, the finest first
+        self.attends: bool = module.attends  # whether the last block has self-attention
         parts: tuple[Any, Any, Any] = nnx.split(module, nnx.Param, nnx.BatchStat)  # type: ignore[assignment]
         self._graphdef, self._params, self._stats = parts
 
@@ -106,6 +108,24 @@ class Network:
     ) -> Array:
         """The spatial mean of the features, which the head sees, (B, C) in float32."""
         return _pool(self.features(params, batch_stats, images, dtype=dtype))
+
+    def feature_map(self, params: Params, batch_stats: BatchStats, images: ArrayLike, layer: str) -> Array:
+        """The feature map of a layer in inference mode, (B, h, w, C) float32."""
+        module: Any = nnx.merge(self._graphdef, params, batch_stats)
+        made: Array = module.up_to(self._normalised(images, jnp.float32), layer, False)
+        return made
+
+    def logits_of_map(self, params: Params, batch_stats: BatchStats, features: Array, layer: str) -> Array:
+        """Logits (B, K) from a layer's feature map: what is left of the network, in inference mode."""
+        module: Any = nnx.merge(self._graphdef, params, batch_stats)
+        logits: Array = module.fc(_pool(module.onward(features, layer)))
+        return logits
+
+    def attention(self, params: Params, batch_stats: BatchStats, images: ArrayLike) -> Array:
+        """Attention weights of the last block, (B, heads, N, N): rows are queries, N the positions of its map."""
+        module: Any = nnx.merge(self._graphdef, params, batch_stats)
+        weights: Array = module.attention(self._normalised(images, jnp.float32))
+        return weights
 
     def _run(
         self, params: Params, batch_stats: BatchStats, images: ArrayLike, train: bool, dtype: DTypeLike

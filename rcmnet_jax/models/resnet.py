@@ -82,6 +82,10 @@ class Block(nnx.Module):
         y = self.bn2(self.mhsa(y) if self.attend else self.conv2(y), train)
         return _join(self, x, y, train)
 
+    def attention(self, x: Array) -> Array:
+        """The attention weights of this block on its input, (B, heads, N, N), in inference mode."""
+        return self.mhsa.weights(nnx.relu(self.bn1(self.conv1(x), False)))
+
 
 class Bottleneck(nnx.Module):
     """Bottleneck block (He et al. 2015, fig. 5 right), 4 planes channels out; the stride is at the 3x3, as torchvision.
@@ -114,6 +118,10 @@ class Bottleneck(nnx.Module):
         y = nnx.relu(self.bn2(y, train))
         return _join(self, x, self.bn3(self.conv3(y), train), train)
 
+    def attention(self, x: Array) -> Array:
+        """The attention weights of this block on its input, (B, heads, N, N), in inference mode."""
+        return self.mhsa.weights(nnx.relu(self.bn1(self.conv1(x), False)))
+
 
 def _in_block(parts: Parts) -> bool:
     return parts.cbam and parts.config.cbam_placement == "block"
@@ -143,6 +151,13 @@ class Stage(nnx.Module):
             x = getattr(self, str(i))(x, train)
         return x if self.cbam is None else self.cbam(x, train)
 
+    def attention(self, x: Array) -> Array:
+        """The attention weights of the last block, (B, heads, N, N), in inference mode."""
+        for i in range(self.blocks - 1):
+            x = getattr(self, str(i))(x, False)
+        last: Array = getattr(self, str(self.blocks - 1)).attention(x)
+        return last
+
 
 class ResNet(nnx.Module):
     """Maps normalised images (B, H, W, 3) to features (B, ceil(H/32), ceil(W/32), C); `fc` is the head over their mean.
@@ -161,10 +176,26 @@ class ResNet(nnx.Module):
             setattr(self, name, stage)
             size, inputs = size if i == 0 else halved(size), planes * kind.expansion
         self.fc = Linear(inputs, classes, wide=True)
+        self.layers, self.attends = STAGES, parts.mhsa
 
     def features(self, x: Array, train: bool) -> Array:
         """The last feature map."""
+        return self.up_to(x, STAGES[-1], train)
+
+    def up_to(self, x: Array, layer: str, train: bool) -> Array:
+        """The feature map that the stage `layer` gives."""
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), train)))
-        for name in STAGES:
+        for name in STAGES[: STAGES.index(layer) + 1]:
             x = getattr(self, name)(x, train)
         return x
+
+    def onward(self, x: Array, layer: str) -> Array:
+        """The last feature map from that of `layer`, in inference mode."""
+        for name in STAGES[STAGES.index(layer) + 1 :]:
+            x = getattr(self, name)(x, False)
+        return x
+
+    def attention(self, x: Array) -> Array:
+        """The attention weights of the last block, (B, heads, N, N), in inference mode; N positions of its map."""
+        last: Stage = getattr(self, STAGES[-1])
+        return last.attention(self.up_to(x, STAGES[-2], False))

@@ -8,7 +8,7 @@ from jax import Array
 
 from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.models.layers import Linear, parameter
-from rcmnet_jax.models.mhsa import attend
+from rcmnet_jax.models.mhsa import attend, attention_weights
 from rcmnet_jax.models.norm import LayerNorm
 
 PATCH = 16  # pixels, at every image size: a smaller image has fewer tokens and the same weights
@@ -23,10 +23,18 @@ class Attention(nnx.Module):
         self.qkv, self.proj = Linear(channels, 3 * channels), Linear(channels, channels)
 
     def __call__(self, x: Array) -> Array:
-        batch, tokens, channels = x.shape
-        query, key, value = self.qkv(x).reshape(batch, tokens, 3, HEADS, -1).transpose(2, 0, 3, 1, 4)
+        query, key, value = self._parts(x)
         y = attend(query * (query.shape[-1] ** -0.5), key, value)
-        return self.proj(y.swapaxes(1, 2).reshape(batch, tokens, channels))
+        return self.proj(y.swapaxes(1, 2).reshape(x.shape))
+
+    def weights(self, x: Array) -> Array:
+        """The attention weights, (B, heads, N, N)."""
+        query, key, _ = self._parts(x)
+        return attention_weights(query * (query.shape[-1] ** -0.5), key)
+
+    def _parts(self, x: Array) -> Array:
+        """Queries, keys and values, (3, B, heads, N, d)."""
+        return self.qkv(x).reshape(*x.shape[:2], 3, HEADS, -1).transpose(2, 0, 3, 1, 4)
 
 
 class Mlp(nnx.Module):
@@ -79,6 +87,13 @@ class Layers(nnx.Module):
             x = getattr(self, str(i))(x)
         return x
 
+    def attention(self, x: Array) -> Array:
+        """The attention weights of the last layer, (B, heads, N, N)."""
+        for i in range(DEPTH - 1):
+            x = getattr(self, str(i))(x)
+        last: Layer = getattr(self, str(DEPTH - 1))
+        return last.attn.weights(last.norm1(x))
+
 
 class ViT(nnx.Module):
     """ViT-S/16: 12 layers of 6 heads, 6 * width channels (384 at the default width of 64).
@@ -94,12 +109,32 @@ class ViT(nnx.Module):
         self.blocks = Layers(channels)
         self.norm = LayerNorm(channels)
         self.fc = Linear(channels, classes, wide=True)
+        self.layers, self.attends = ("norm",), True
 
     def features(self, x: Array, train: bool) -> Array:  # noqa: ARG002
         """The normalised tokens on their grid, (B, ceil(H/16), ceil(W/16), C)."""
+        x = self._tokens(x)
+        batch, rows, columns, channels = x.shape
+        return self.norm(self.blocks(x.reshape(batch, rows * columns, channels))).reshape(x.shape)
+
+    def up_to(self, x: Array, layer: str, train: bool) -> Array:
+        """As `features`: the grid is the same throughout, and the head sees the last."""
+        assert layer in self.layers
+        return self.features(x, train)
+
+    def onward(self, x: Array, layer: str) -> Array:
+        """The last feature map from that of `layer`: the same."""
+        assert layer in self.layers
+        return x
+
+    def attention(self, x: Array) -> Array:
+        """The attention weights of the last layer, (B, heads, N, N)."""
+        x = self._tokens(x)
+        return self.blocks.attention(x.reshape(x.shape[0], -1, x.shape[-1]))
+
+    def _tokens(self, x: Array) -> Array:
+        """Patches with their positions, on their grid."""
         x = self.patch_embed(x)
         if x.shape[1:] != self.position.shape:
             raise ValueError(f"positions were built for {self.position.shape[:2]} patches, not {x.shape[1:3]}")
-        x = x + self.position[...].astype(x.dtype)
-        batch, rows, columns, channels = x.shape
-        return self.norm(self.blocks(x.reshape(batch, rows * columns, channels))).reshape(x.shape)
+        return x + self.position[...].astype(x.dtype)
