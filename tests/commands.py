@@ -14,21 +14,21 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 
 
-def environment() -> dict[str, str]:
-    """As a user has it: one device, nothing of the tests' own settings but the cache folder."""
+def environment(**more: str) -> dict[str, str]:
+    """As a user has it: one device, nothing of the tests' own settings but the cache folder, and `more`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
-    return {**kept, "PYTHONPATH": str(ROOT)}
+    return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
-def start(*words: Any, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
-    """Starts `python WORDS`."""
+def start(*words: Any, cwd: Path = ROOT, **more: str) -> subprocess.Popen[bytes]:
+    """Starts `python WORDS`; `more` are environment variables."""
     command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=cwd, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def run(*words: Any, cwd: Path = ROOT) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of `python WORDS`."""
-    process = start(*words, cwd=cwd)
+def run(*words: Any, cwd: Path = ROOT, **more: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `python WORDS`; `more` are environment variables."""
+    process = start(*words, cwd=cwd, **more)
     out, err = process.communicate(timeout=900)
     return process.returncode, out.decode(), err.decode()
 

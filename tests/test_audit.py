@@ -1,7 +1,6 @@
 """The audit finds what is planted, leaves different cells alone, and stops a run by what may not stand."""
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -75,7 +74,8 @@ def plain(root, count=40, start=0, **options):
 
 
 def opened(folder, tmp_path):
-    return prepare(folder.manifest() if isinstance(folder, Folder) else str(folder), RULE, cache=tmp_path / "cache")
+    spec = folder.manifest() if isinstance(folder, Folder) else str(folder)
+    return prepare(spec, RULE, cache=tmp_path / "cache", clashes=True)
 
 
 def found(result, name):
@@ -108,6 +108,7 @@ def planted(tmp_path_factory):
     target.add("a/one_pixel.png", Image.new("RGB", (1, 1), (200, 100, 100)), *test)
     target.add("a/blank.png", Image.new("RGB", (72, 72), (250, 250, 250)), *test)
     target.add("a/blurred.png", cell(502).filter(ImageFilter.GaussianBlur(5)), *test)
+    target.add("A/case.png", cell(503), "A", "g6", "train")
     one, two = opened(source, root), opened(target, root)
     parts = holdout(one.examples, one.classes, seed=0, val_fraction=0.2)
     folds, _ = cross_validation(two.examples, two.classes, folds="auto", seed=0, inner_fraction=0.2)
@@ -179,6 +180,16 @@ def test_the_blurred_image_comes_first_among_the_soft_ones(planted):
     assert set(others) <= {"a/scaled.png"}
 
 
+def test_images_much_darker_or_brighter_than_the_rest_are_found(tmp_path):
+    made = plain(tmp_path / "set")
+    for name, ground, factor in (("dark", 0, 0.15), ("bright", 200, 0.2)):
+        pixels = np.asarray(cell(800), np.float64) * factor + ground
+        made.add(f"a/{name}.png", Image.fromarray(pixels.astype(np.uint8)), "a", "g1", "train")
+    finding = found(audit([opened(made, tmp_path)], AuditConfig()), "badly_exposed")
+    assert finding.paths == ("a/dark.png", "a/bright.png")
+    assert finding.level == "warning"
+
+
 def test_a_blank_image_is_found(planted):
     assert "a/blank.png" in found(planted[0], "blank").paths
 
@@ -186,13 +197,19 @@ def test_a_blank_image_is_found(planted):
 def test_errors_stop_a_run_unless_each_is_allowed_by_name(planted):
     names = [f.name for f in blocking(planted[0])]
     assert names == [
+        "class_names_differ_by_case",
         "exact_duplicate_across_sets",
         "exact_duplicate_across_splits",
         "group_across_splits",
         "near_duplicate_across_splits",
     ]
+    assert [f.name for f in blocking(planted[0], names[2:])] == names[:2]
     assert [f.name for f in blocking(planted[0], names[1:])] == names[:1]
-    assert blocking(planted[0], names) == []
+
+
+def test_class_names_that_differ_only_in_spelling_can_not_be_allowed(planted):
+    with pytest.raises(UserError, match="no finding that may stand is called 'class_names_differ_by_case'"):
+        blocking(planted[0], ["class_names_differ_by_case"])
 
 
 def test_an_allowed_name_that_does_not_exist_is_refused_with_the_nearest(planted):
@@ -255,16 +272,20 @@ def test_a_class_marked_by_its_border_colour_is_found(tmp_path):
     assert not [f for f in audit([opened(made, tmp_path)], AuditConfig()).findings if f.name == "shortcut_image_size"]
 
 
-def test_classes_that_differ_only_by_case_are_refused_at_opening_and_an_error_here(tmp_path):
-    made = plain(tmp_path / "set")
-    data = opened(made, tmp_path)
-    twice = dataclasses.replace(data, classes=("Blast", "blast "))
-    finding = found(audit([twice], AuditConfig()), "class_names_differ_by_case")
+def test_a_class_that_differs_only_by_case_is_an_error(planted):
+    finding = found(planted[0], "class_names_differ_by_case")
     assert finding.level == "error"
-    assert "'Blast' and 'blast '" in finding.message
-    made.add("A/900.png", cell(900), "A")
-    with pytest.raises(UserError, match="only by case"):
-        opened(made, tmp_path)
+    assert finding.details["names"] == [["A", "a"]]
+    assert finding.paths == ("A/case.png", "a/000.png")
+
+
+@pytest.mark.parametrize("names", [("Blast", "blast "), ("Zelle\u00e4", "Zellea\u0308"), ("type 1", "type1")])
+def test_class_folders_that_differ_only_by_space_or_unicode_spelling_are_an_error(tmp_path, names):
+    made = Folder(tmp_path / "set")
+    for i in range(8):
+        made.add(f"{names[i % 2]}/{i}.png", cell(i), "")
+    finding = found(audit([opened(made.root, tmp_path)], AuditConfig()), "class_names_differ_by_case")
+    assert sorted(finding.details["names"][0]) == sorted(names)
 
 
 def test_the_command_writes_both_files_and_strict_ends_with_a_sentence(tmp_path, monkeypatch):

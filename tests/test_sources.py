@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import socket
-import struct
 import sys
 import zipfile
 
@@ -18,31 +16,8 @@ from PIL import Image
 
 from rcmnet_jax.data.sources import Item, UnreadableError, open_source
 from rcmnet_jax.errors import UserError
-
-
-def png(level=0):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((3, 4, 3), level, np.uint8)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def fill(root, *paths):
-    for level, path in enumerate(paths):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(png(level))
-    return root
-
-
-def pack(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
-
-
-def table(path, *lines, encoding="utf-8", end="\n"):
-    path.write_bytes((end.join(lines) + end).encode(encoding))
-    return path
+from tests import planting
+from tests.planting import fill, medmnist, pack, patch, png, table
 
 
 def listed(source):
@@ -142,6 +117,13 @@ def test_classes_that_differ_only_by_case_are_refused(tmp_path):
 def test_classes_that_differ_only_by_unicode_spelling_are_refused(tmp_path):
     with pytest.raises(UserError, match="differs from"):
         open_source(str(fill(tmp_path, "Zelle\u00e4/1.png", "Zellea\u0308/1.png")))
+
+
+def test_classes_that_differ_only_in_spelling_stand_side_by_side_for_the_audit(tmp_path):
+    fill(tmp_path, "Cell/1.png", "cell/1.png", "x/1.png")
+    assert [label for _, label in listed(open_source(str(tmp_path), clashes=True))] == ["Cell", "cell", "x"]
+    manifest = table(tmp_path / "m.csv", "path,label", "Cell/1.png,cell ", "cell/1.png,cell", "x/1.png, x ")
+    assert [label for _, label in listed(open_source(str(manifest), clashes=True))] == ["cell ", "cell", "x"]
 
 
 def test_a_file_over_a_gibibyte_is_never_read(tmp_path):
@@ -245,8 +227,11 @@ def test_byte_order_marks_line_ends_and_delimiters_do_not_matter(tmp_path, encod
         (["path,label", "a/1.png,a,b"], "line 2: 3 cells"),
         (["path,label", "a/1.png"], "line 2: 1 cells"),
         (["path,label", 'a/1.png,"a'], "line 2: "),
-        (["path,label", "a/1.png,cell", "a/2.png,Cell"], "line 3: label 'Cell' differs from 'cell'"),
-        (["path,label", "a/1.png,cell", "a/2.png,cell "], "line 3: label 'cell ' differs from 'cell'"),
+        (["path,label", "a/1.png,cell", "a/2.png,Cell"], "line 3: class 'Cell' differs from 'cell' only by case"),
+        (
+            ["path,label", "a/1.png,cell", "a/2.png,cell "],
+            "line 3: class 'cell ' differs from 'cell' only by case, space",
+        ),
         (["path,label", "a/1.png,a", "a/1.png,b"], "line 3: 'a/1.png' stands in line 2 with other values"),
         (["path,label,split", "a/1.png,a,trian"], "line 2: split 'trian'"),
         (["path,label", "a/1.png,a\0"], "zero byte"),
@@ -406,17 +391,6 @@ def test_a_member_that_explodes_is_listed_and_never_expanded(tmp_path):
     assert reasons(open_source(str(path))) == {"a/bomb.bmp": "would expand beyond measure"}
 
 
-def patch(path, name, field, value):
-    """Overwrites a field of a member's entry in the central directory (offsets as in APPNOTE 4.3.12)."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"PK\x01\x02")
-    while data[at + 46 : at + 46 + len(name)] != name.encode():
-        at = data.index(b"PK\x01\x02", at + 1)
-    offset, form = {"compressed": (20, "<I"), "size": (24, "<I"), "flags": (8, "<H"), "header": (42, "<I")}[field]
-    struct.pack_into(form, data, at + offset, value)
-    path.write_bytes(data)
-
-
 def test_a_zip_whose_whole_would_explode_is_refused(tmp_path):
     path = pack(tmp_path / "t.zip", {f"a/{i}.txt": b"x" for i in range(3)})
     for i in range(3):
@@ -492,16 +466,6 @@ def test_members_of_any_name_are_listed_or_left_out(tmp_path, names):
 
 
 # ---- MedMNIST ----
-
-
-def medmnist(path, sizes=(("train", 5), ("val", 2), ("test", 3)), *, shape=(6, 7, 3), compressed=True, **other):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in sizes:
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, *shape), np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(count) % 3).astype(np.uint8)[:, None]
-    (np.savez_compressed if compressed else np.savez)(path, **(arrays | other))
-    return arrays
 
 
 @pytest.mark.parametrize("shape", [(6, 7, 3), (6, 7), (6, 7, 1)])
@@ -595,57 +559,19 @@ def test_a_damaged_npz_is_refused_or_gives_its_own_pixels(tmp_path, changes):
 
 # ---- TFDS, synthetic, real ----
 
-BUILDER = """
-import io
-import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
-
-class Builder(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("good", "twice", "no_image", "no_label")]
-    def _info(self):
-        features = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=["a", "b"]), "group": tfds.features.Text()}
-        name = self.builder_config.name
-        if name == "twice":
-            features["path"] = tfds.features.Text()
-        if name.startswith("no_"):
-            del features[name[3:]]
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(3), "test": self._generate_examples(2)}
-    def _generate_examples(self, count):
-        for i in range(count):
-            buffer = io.BytesIO()
-            Image.fromarray(np.full((3, 4, 3), i, np.uint8)).save(buffer, "png")
-            example = {"image": buffer.getvalue(), "label": i % 2, "group": f"d{i}", "path": "a/1.png"}
-            yield i, {key: example[key] for key in self.info.features}
-"""
-
 
 @pytest.fixture
 def tfds_set(tmp_path, monkeypatch):
     """A function that prepares a configuration of the set `rcmtoy` and returns its spec."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    package = tmp_path / "code" / "rcmtoy"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("from rcmtoy.rcmtoy_dataset_builder import Builder\n")
-    (package / "rcmtoy_dataset_builder.py").write_text(BUILDER)
-    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    importlib.import_module("rcmtoy")
-
-    def make(name):
-        where = tmp_path / "tfds"
-        tfds.builder(f"rcmtoy/{name}", data_dir=where, file_format="array_record").download_and_prepare()
-        return f"tfds:rcmtoy/{name}"
-
-    return make
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return lambda name: planting.tfds_set(tmp_path / "code", tmp_path / "tfds", name)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_prepared_tfds_set_is_read_without_tensorflow(tfds_set):
+    tfds_set("no_label")
     with pytest.raises(UserError, match="not prepared in"):
         open_source("tfds:rcmtoy/good")
     source = open_source(tfds_set("good"))

@@ -88,6 +88,7 @@ def prepare(
     cache: Path | None = None,
     labelled: bool = True,
     splits: str = "",
+    clashes: bool = False,
     progress: Progress | None = None,
 ) -> PreparedSet:
     """Opens the prepared set of `spec` under `rule`, making it first where it is missing, stale or damaged.
@@ -98,12 +99,13 @@ def prepare(
       cache: where prepared sets live; None: `cache_folder()`.
       labelled: whether every image must have a class.
       splits: the user's CSV `path,split[,group]`.
+      clashes: whether classes that differ only by case, space or Unicode spelling are kept, not refused.
       progress: called with (done, total) while it is made; may raise, which leaves nothing half-made.
 
     Raises:
       UserError: DATA that cannot be used, or a cache folder that cannot be written.
     """
-    source = open_source(spec, labelled=labelled, splits=splits)
+    source = open_source(spec, labelled=labelled, splits=splits, clashes=clashes)
     parent = (cache or cache_folder()) / "sets"
     try:
         parent.mkdir(parents=True, exist_ok=True)

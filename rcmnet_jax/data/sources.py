@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rcmnet_jax.data.forms.archive import open_zip
-from rcmnet_jax.data.forms.base import Item, Skipped, Source, UnreadableError, is_image_name
+from rcmnet_jax.data.forms.base import Item, Skipped, Source, UnreadableError, is_image_name, refuse_clashes
 from rcmnet_jax.data.forms.folder import open_folder, open_image
 from rcmnet_jax.data.forms.manifest import open_manifest, read_rows, split_name, without_repeats
 from rcmnet_jax.errors import UserError
@@ -18,7 +18,7 @@ __all__ = ["Item", "Skipped", "Source", "UnreadableError", "open_source"]
 _FORMS = "a class folder, a .csv, a .zip, an .npz, tfds:NAME or synthetic:NAME"
 
 
-def open_source(spec: str, *, labelled: bool = True, splits: str = "") -> Source:
+def open_source(spec: str, *, labelled: bool = True, splits: str = "", clashes: bool = False) -> Source:
     """The images that `spec` names, sorted by path, with what is known of each; nothing is decoded yet.
 
     Args:
@@ -26,11 +26,15 @@ def open_source(spec: str, *, labelled: bool = True, splits: str = "") -> Source
       labelled: every image must have a class, as training needs it. False also takes one image, folders, zips and CSVs
         without labels.
       splits: a CSV `path,split[,group]`; images that it does not name are left out and said.
+      clashes: whether classes that differ only by case, space or Unicode spelling stand side by side, for the audit to
+        name them; otherwise they are refused.
 
     Raises:
       UserError: DATA that is missing, hostile, or of doubtful meaning, or that holds no image.
     """
     source = _open(spec.strip(), labelled)
+    if not clashes:
+        refuse_clashes(source)
     if splits:
         _apply_splits(source, Path(splits).expanduser())
     if not source.items:

@@ -37,7 +37,12 @@ def audit(specs: Sequence[str], output: Path | None = None, *, strict: bool = Fa
     for spec in specs:
         with console.progress(f"prepare {spec}", 0, unit=1) as bar:
             sets.append(
-                prepare(spec, ImageRule(SIZE), progress=lambda done, total, bar=bar: bar.update(done, total=total))  # type: ignore[misc]
+                prepare(
+                    spec,
+                    ImageRule(SIZE),
+                    clashes=True,
+                    progress=lambda done, total, bar=bar: bar.update(done, total=total),  # type: ignore[misc]
+                )
             )
     found = audit_sets(sets, AuditConfig())
     for finding in found.findings:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
 
 LEVELS = ("error", "warning", "info")
-# All that can stop a run, and so all that `audit.allow` may name.
+# All that can stop a run, and so all that `audit.allow` may name. Class names that differ only in spelling are an error
+# of the command `audit` too, but a run refuses them before its audit.
 ERRORS = (
-    "class_names_differ_by_case",
     "exact_duplicate_across_sets",
     "exact_duplicate_across_splits",
     "group_across_splits",
@@ -98,7 +98,7 @@ def blocking(audit: Audit, allow: Collection[str] = ()) -> list[Finding]:
     for name in allow:
         if name not in ERRORS:
             raise UserError(
-                f"config.audit.allow: no finding of level error is called '{name}'{suggestion(name, ERRORS)}."
+                f"config.audit.allow: no finding that may stand is called '{name}'{suggestion(name, ERRORS)}."
             )
     return [f for f in audit.findings if f.level == "error" and f.name not in allow]
 

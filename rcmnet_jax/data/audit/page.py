@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rcmnet_jax.data.audit.findings import Audit, Finding, Place, count
+from rcmnet_jax.data.audit.findings import MOST_LISTED, Audit, Finding, Place, count
 
 if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
@@ -41,6 +41,7 @@ def _shown(finding: Finding, sets: Sequence[PreparedSet]) -> dict[str, Any]:
     shown: dict[str, Any] = {"name": finding.name, "level": finding.level, "message": finding.message}
     pictures = [place for place in finding.places if place[1] >= 0]
     total = len(finding.paths)
+    shown |= {"total": total, "named": min(total, MOST_LISTED)}
     if not pictures:
         reasons = finding.details.get("reasons", {})
         files = [(path, reasons.get(path, "")) for path in finding.paths[:_FILES]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from rcmnet_jax.data.audit.findings import MOST_LISTED, Finding, Subject, count, some
 from rcmnet_jax.data.audit.inspection import inspect
+from rcmnet_jax.data.forms.base import clash
 
 _JUNK = ("hidden or system file", "not an image by its name")
 _LEFT_OUT = ("not in a class folder", "class folder without images", "repeated row", "label is empty", "not in ", "in ")
@@ -21,6 +21,7 @@ _BLUR = (4.0, 4.5)  # robust deviations of fineness, of edges; about 0.5% of pub
 _EXPOSURE = 6.0  # robust deviations of mean brightness
 _DARK, _BRIGHT = 16.0, 250.0  # mean grey levels that are badly exposed in any set
 _FEW = 10  # images of a class
+_REASONS = 30  # why files are left out, in one message
 _UNEVEN = 20.0  # largest class to smallest
 
 
@@ -58,7 +59,11 @@ def _skipped(number: int, subject: Subject) -> list[Finding]:
     for name, items in kinds.items():
         if items:
             level, one, many = said[name]
-            shown = some([f"{item.path} ({item.reason})" for item in items])
+            reasons: dict[str, list[str]] = {}
+            for item in items:
+                reasons.setdefault(item.reason, []).append(item.path)
+            shown = "; ".join(f"{reason}: {some(paths)}" for reason, paths in list(reasons.items())[:_REASONS])
+            shown += f"; {len(reasons) - _REASONS} more reasons" if len(reasons) > _REASONS else ""
             found.append(
                 Finding(
                     name,
@@ -131,7 +136,7 @@ def _as_finding(number: int, subject: Subject, flag: _Flag) -> Finding:
 
 
 def class_findings(number: int, subject: Subject) -> list[Finding]:
-    """Class sizes; classes that are rare, come from one group, or whose names differ only by case and space."""
+    """Class sizes; classes that are rare, come from one group, or whose names differ only in spelling."""
     examples, classes = subject.prepared.examples, subject.prepared.classes
     sizes = (
         np.bincount(examples.label[examples.label >= 0], minlength=len(classes)) if len(classes) else np.zeros(0, int)
@@ -184,24 +189,21 @@ def _lone_groups(number: int, subject: Subject) -> list[Finding]:
 def _case(number: int, subject: Subject) -> list[Finding]:
     forms: dict[str, list[int]] = {}
     for k, name in enumerate(subject.prepared.classes):
-        forms.setdefault("".join(name.casefold().split()), []).append(k)
+        forms.setdefault(clash(name), []).append(k)
     twins = [ks for ks in forms.values() if len(ks) > 1]
     if not twins:
         return []
     examples, classes = subject.prepared.examples, subject.prepared.classes
-    named = _listed([" and ".join(f"'{classes[k]}'" for k in ks) for ks in twins])
+    named = some([" and ".join(f"'{classes[k]}'" for k in ks) for ks in twins], 5)
     rows = [int(r[0]) for ks in twins for k in ks if len(r := np.flatnonzero(examples.label == k))]
     return [
         Finding(
             "class_names_differ_by_case",
             "error",
-            f"{subject.name}: class names that differ only by case and space mean one class: {named}. Use one form.",
+            f"{subject.name}: class names that differ only by case, space or Unicode spelling mean one class: {named}. "
+            "Use one form.",
             tuple(subject.path(row) for row in rows),
             tuple((number, row) for row in rows),
             {"names": [[classes[k] for k in ks] for ks in twins]},
         )
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return some(names, 5)

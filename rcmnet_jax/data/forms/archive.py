@@ -15,7 +15,6 @@ from rcmnet_jax.data.forms.base import (
     Source,
     UnreadableError,
     by_folder,
-    check_labels,
     printable,
     stamp_of,
 )
@@ -75,7 +74,6 @@ def open_zip(spec: str, path: Path, *, labelled: bool) -> Source:
             names.append(name)
     root, items, more = by_folder(sorted(names), labelled=labelled)
     skipped = [Skipped(s.path.removeprefix(root), s.reason) for s in skipped] + more
-    check_labels(spec, items)
     return ZipSource(spec, path, archive, root, items, skipped)
 
 

@@ -64,6 +64,10 @@ class Source(ABC):
         self.items = sorted(items, key=lambda item: item.path)
         self.skipped = list(skipped)
 
+    def line(self, label: str) -> int:  # noqa: ARG002
+        """The line of DATA in which a label first stands; 0 in forms that have no lines."""
+        return 0
+
     @abstractmethod
     def read(self, item: Item) -> bytes:
         """The bytes of the image's file.
@@ -159,13 +163,16 @@ def clash(label: str) -> str:
     return "".join(unicodedata.normalize("NFKC", label).casefold().split())
 
 
-def check_labels(spec: str, items: Iterable[Item]) -> None:
-    """Raises a UserError where two labels differ only by case or space."""
+def refuse_clashes(source: Source) -> None:
+    """Raises a UserError where two labels differ only by case, space or Unicode spelling."""
     seen: dict[str, str] = {}
-    for label in sorted({item.label for item in items if item.label is not None}):
+    labels = {item.label for item in source.items if item.label is not None}
+    for line, label in sorted((source.line(label), label) for label in labels):
         other = seen.setdefault(clash(label), label)
         if other != label:
-            raise UserError(f"{spec}: class '{label}' differs from '{other}' only by case and space. Use one form.")
+            where = f"{source.spec}, line {line}" if line else source.spec
+            apart = "only by case, space or Unicode spelling"
+            raise UserError(f"{where}: class '{label}' differs from '{other}' {apart}. Use one form.")
 
 
 def read_plain(path: Path) -> bytes:

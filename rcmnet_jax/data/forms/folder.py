@@ -13,7 +13,6 @@ from rcmnet_jax.data.forms.base import (
     Source,
     UnreadableError,
     by_folder,
-    check_labels,
     printable,
     read_plain,
     stamp_of,
@@ -48,7 +47,7 @@ def open_folder(spec: str, folder: Path, *, labelled: bool) -> Source:
     out and said. A single folder around the class folders is looked through.
 
     Raises:
-      UserError: the folder cannot be read, or two classes' names differ only by case and space.
+      UserError: the folder cannot be read.
     """
     root = folder.resolve()
     paths, skipped, empty = _walk(spec, root)
@@ -57,7 +56,6 @@ def open_folder(spec: str, folder: Path, *, labelled: bool) -> Source:
     held = {path.removeprefix(inner).split("/")[0] for path in paths}
     names = {printable(name.removeprefix(inner)) for name in empty}
     skipped += [Skipped(name, "class folder without images") for name in sorted(names) if name and name not in held]
-    check_labels(spec, items)
     return FileSource(spec, root, items, skipped)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,17 @@ def without_repeats(rows: list[Row], file: Path) -> tuple[list[Row], list[Skippe
     return list(first.values()), repeats
 
 
+class ManifestSource(FileSource):
+    """Images that a CSV names; `lines` says where each label first stands."""
+
+    def __init__(self, spec: str, root: Path, items: list[Item], skipped: list[Skipped], lines: Mapping[str, int]):
+        super().__init__(spec, root, items, skipped)
+        self._lines = lines
+
+    def line(self, label: str) -> int:
+        return self._lines.get(label, 0)
+
+
 def open_manifest(spec: str, file: Path, *, labelled: bool) -> Source:
     """The images that a CSV names, relative to its own folder; without `labelled` it needs no label column.
 
@@ -131,31 +142,35 @@ def open_manifest(spec: str, file: Path, *, labelled: bool) -> Source:
       UserError: with the line; see docs/data.md for each case.
     """
     rows, _ = read_rows(file, need=("path", "label") if labelled else ("path",))
-    _refuse_clashes(rows, file)
     rows, skipped = without_repeats(rows, file)
+    labels = _labels(rows)
     root, items = file.resolve().parent, []
     for row in rows:
         split = split_name(row.split, f"{file}, line {row.line}")
-        label = row.label.strip() or None
+        label = labels[row.label]
         if labelled and label is None:
             skipped.append(Skipped(row.path, "label is empty"))
         elif reason := _unusable(root, row.path):
             skipped.append(Skipped(row.path, reason))
         else:
             items.append(Item(row.path, label, row.group, split))
-    return FileSource(spec, root, items, skipped)
+    lines = {label: row.line for row in reversed(rows) if (label := labels[row.label]) is not None}
+    return ManifestSource(spec, root, items, skipped, lines)
 
 
-def _refuse_clashes(rows: list[Row], file: Path) -> None:
-    """Refuses labels that differ only by case, space or Unicode spelling from one further up."""
-    seen: dict[str, str] = {}
+def _labels(rows: list[Row]) -> dict[str, str | None]:
+    """The class that each written label means: without the space around it, but for labels written in several ways.
+
+    Those stay as written, so that 'cell ' beside 'cell' is seen as what it is.
+    """
+    forms: dict[str, set[str]] = {}
     for row in rows:
-        other = seen.setdefault(clash(row.label), row.label)
-        if other != row.label and clash(row.label):
-            raise UserError(
-                f"{file}, line {row.line}: label '{row.label}' differs from '{other}' only by case and space. "
-                "Use one form."
-            )
+        forms.setdefault(clash(row.label), set()).add(row.label)
+    return {
+        label: None if not meant else label if len(labels) > 1 else label.strip()
+        for meant, labels in forms.items()
+        for label in labels
+    }
 
 
 def _unusable(root: Path, path: str) -> str:

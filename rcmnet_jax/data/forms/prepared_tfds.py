@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from rcmnet_jax.data.forms.base import SPLITS, Item, Source, UnreadableError, check_labels, stamp_of
+from rcmnet_jax.data.forms.base import SPLITS, Item, Source, UnreadableError, stamp_of
 from rcmnet_jax.errors import UserError
 
 _CHUNK = 256  # records read at once
@@ -77,7 +79,6 @@ def open_tfds(spec: str, name: str, *, labelled: bool) -> Source:
         raise UserError(f"{spec}: two records have the same path. Prepare it again with paths of their own.")
     if labelled and names is None and all(item.label is None for item in items):
         raise UserError(f"{spec}: has no feature 'label', so there is nothing to learn. Choose a labelled set.")
-    check_labels(spec, items)
     return TfdsSource(spec, Path(builder.data_dir), records, items)
 
 
@@ -113,6 +114,17 @@ def _label(features: Any, names: list[str] | None) -> str | None:
     return _text(features, "label") or None
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Nothing below an error is logged: TFDS warns of a missing folder, which is said here in one sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _builder(spec: str, name: str) -> tuple[Any, Any]:
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(f"{spec}: tensorflow-datasets is not installed. Run: pip install tensorflow-datasets")
@@ -124,8 +136,9 @@ def _builder(spec: str, name: str) -> tuple[Any, Any]:
     else:
         how = "Prepare it with download_and_prepare and file_format='array_record'"
     try:
-        builder = tfds.builder(name, try_gcs=False, data_dir=os.environ.get("TFDS_DATA_DIR") or None)
-        prepared = builder.is_prepared()
+        with _without_warnings():
+            builder = tfds.builder(name, try_gcs=False, data_dir=os.environ.get("TFDS_DATA_DIR") or None)
+            prepared = builder.is_prepared()
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"{spec}: TensorFlow Datasets knows no set of this name. Check the name.") from error
     except (ValueError, OSError, AssertionError, ImportError) as error:
