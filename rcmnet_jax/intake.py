@@ -12,11 +12,12 @@ from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data import audit as auditing
 from rcmnet_jax.data import splits
+from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.prepare import PreparedSet, cache_folder, prepare
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import write_json
+from rcmnet_jax.files import write_atomic, write_json
 from rcmnet_jax.training.sharding import barrier, is_main_process
 from rcmnet_jax.training.stop import StopRequest
 from rcmnet_jax.workdir import read_json
@@ -42,7 +43,7 @@ def image_rule(config: ExperimentConfig, size: int) -> ImageRule:
 
 
 def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: StopRequest) -> Data:
-    """Prepares, splits and audits both sets, and writes data/splits.csv, data/audit.json and data/sets.json.
+    """Prepares, splits and audits both sets; writes splits.csv, audit.json, audit.html and sets.json into data/.
 
     Raises:
       UserError: data that cannot be used, a leak that `audit.allow` does not name, or data that changed since the run
@@ -81,6 +82,8 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
                 console.say(f"target: {said}")
                 notes.append(said)
         notes += splits.contradictions(target.examples, target.classes)
+    if is_main_process():
+        _refuse_changes(workdir, source, target)
     found = _audit(config, workdir, source, holdout, target, folds, console)
     if is_main_process():
         _write(workdir, source, holdout, target, folds)
@@ -129,18 +132,41 @@ def _audit(
     for finding in found.findings:
         if finding.level == "warning":
             console.warn(f"audit: {finding.message}")
+    page = workdir / "data" / "audit.html"
     if is_main_process():
         write_json(workdir / "data" / "audit.json", found.to_json())
+        write_atomic(page, render(found, [data for data in (source, target) if data is not None]))
     blocking = auditing.blocking(found, config.audit.allow)
     if blocking:
         first = blocking[0]
         more = f" (and {len(blocking) - 1} more findings)" if len(blocking) > 1 else ""
         raise UserError(
-            f"The audit stopped the run: {first.message}{more} All are in {workdir / 'data' / 'audit.json'}. "
+            f"The audit stopped the run: {first.message}{more} All are in {page}. "
             "Mend the data, or pass "
             f"--config.audit.allow={','.join(sorted({finding.name for finding in blocking}))} if it may stand."
         )
     return found
+
+
+def _facts(source: PreparedSet | None, target: PreparedSet | None) -> dict[str, dict[str, Any]]:
+    """What data/sets.json says of the run's sets."""
+    return {
+        which: {"spec": data.spec, "fingerprint": data.fingerprint, "images": len(data.examples.label)}
+        for which, data in (("source", source), ("target", target))
+        if data is not None
+    }
+
+
+def _refuse_changes(workdir: Path, source: PreparedSet | None, target: PreparedSet | None) -> None:
+    """Raises a UserError, before anything is written, where the run began with other data."""
+    file = workdir / "data" / "sets.json"
+    old = read_json(file) if file.exists() else {}
+    for which, facts in _facts(source, target).items():
+        if old.get(which, facts)["fingerprint"] != facts["fingerprint"]:
+            raise UserError(
+                f"config.{which}.data={facts['spec']}: its content has changed since {workdir} began. "
+                "Restore it, or give another --workdir."
+            )
 
 
 def _write(
@@ -152,22 +178,9 @@ def _write(
 ) -> None:
     folder = workdir / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    sets = {
-        which: {"spec": data.spec, "fingerprint": data.fingerprint, "images": len(data.examples.label)}
-        for which, data in (("source", source), ("target", target))
-        if data is not None
-    }
-    if (folder / "sets.json").exists():
-        old = read_json(folder / "sets.json")
-        for which, facts in sets.items():
-            if old.get(which, facts)["fingerprint"] != facts["fingerprint"]:
-                raise UserError(
-                    f"config.{which}.data={facts['spec']}: its content has changed since {workdir} began. "
-                    "Restore it, or give another --workdir."
-                )
     splits.write_splits(
         folder / "splits.csv",
         source=(source.examples, source.classes, holdout) if source else None,
         target=(target.examples, target.classes, dict(enumerate(folds))) if target else None,
     )
-    write_json(folder / "sets.json", sets)
+    write_json(folder / "sets.json", _facts(source, target))

@@ -47,7 +47,7 @@ def test_the_workdir_holds_what_scripts_rely_on(smoke):
     workdir, _ = smoke
     for name in (
         "config.json", "environment.json", "log.jsonl", "tensorboard", "data/audit.json", "data/splits.csv",
-        "pretrain/bundle", "predictions.csv", "metrics.json", "report.html", "transfer/final/bundle",
+        "data/audit.html", "pretrain/bundle", "predictions.csv", "metrics.json", "report.html", "transfer/final/bundle",
     ):  # fmt: skip
         assert (workdir / name).exists(), name
     for leaf in leaves(workdir, "transfer", "scratch", "probe"):

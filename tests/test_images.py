@@ -31,7 +31,7 @@ def smooth(height=40, width=48):
     return np.stack([x * 5 % 256, y * 6 % 256, (x + y) * 2 % 256], axis=2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("form", ["png", "bmp", "tiff", "ppm", "gif", "tga"])
+@pytest.mark.parametrize("form", ["png", "bmp", "tiff", "ppm", "gif", "tga", "pcx", "sgi", "dib", "ico"])
 def test_lossless_formats_give_back_their_pixels(form):
     image = picture() // 128 * 255  # few colours, so that GIF's palette holds them
     np.testing.assert_array_equal(decode(packed(image, form)), image)
@@ -39,6 +39,23 @@ def test_lossless_formats_give_back_their_pixels(form):
 
 def test_lossless_webp_gives_back_its_pixels():
     np.testing.assert_array_equal(decode(packed(picture(), "webp", lossless=True)), picture())
+
+
+def test_lossless_jpeg_2000_gives_back_its_pixels():
+    np.testing.assert_array_equal(decode(packed(picture(40, 48), "jpeg2000", irreversible=False)), picture(40, 48))
+
+
+def test_of_a_multi_picture_jpeg_the_first_is_taken():
+    frames = [Image.fromarray(smooth()), Image.fromarray(255 - smooth())]
+    data = packed(frames[0], "mpo", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(data), decode(packed(smooth(), "jpeg")))
+
+
+def test_avif_is_read():
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("this build of Pillow cannot write AVIF")
+    data = packed(smooth(), "avif", quality=100, subsampling="4:4:4")
+    assert np.abs(decode(data).astype(int) - smooth()).max() <= 4
 
 
 def test_8_bit_grey_is_repeated_in_three_channels():
@@ -209,6 +226,40 @@ def test_shrinking_averages_all_pixels_instead_of_picking_some():
     for resample in ("bilinear", "bicubic", "lanczos", "box"):
         made = standardise(image, ImageRule(16, resample=resample))
         assert np.abs(made.astype(int) - 127).max() <= 14, resample
+
+
+def cubic(x, a=-0.5):
+    x = np.abs(x)
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * a * x - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+KERNELS = {
+    "box": lambda x: ((x > -0.5) & (x <= 0.5)) * 1.0,
+    "bilinear": lambda x: np.clip(1 - np.abs(x), 0, None),
+    "bicubic": cubic,
+    "lanczos": lambda x: np.sinc(x) * np.sinc(x / 3) * (np.abs(x) < 3),
+}
+
+
+def resized(image, size, kernel):
+    """Both axes in turn, by the definition: weights by the distance in units of the larger pixel, then rounded."""
+    for axis in (1, 0):
+        image = np.moveaxis(image, axis, 0)
+        scale = len(image) / size
+        wide = max(scale, 1.0)
+        centre = (np.arange(size)[:, None] + 0.5) * scale
+        weights = KERNELS[kernel]((np.arange(len(image)) + 0.5 - centre) / wide)
+        weights /= weights.sum(1, keepdims=True)
+        image = np.moveaxis(np.tensordot(weights, image.astype(float), 1).round().clip(0, 255), 0, axis)
+    return image
+
+
+@pytest.mark.parametrize("resample", KERNELS)
+@pytest.mark.parametrize(("side", "size"), [(60, 16), (16, 40), (33, 32)])
+def test_resizing_gives_the_filters_own_sums_widened_where_it_shrinks(resample, side, size):
+    made = standardise(picture(side, side), ImageRule(size, resample=resample))
+    assert np.abs(made - resized(picture(side, side), size, resample)).max() <= 1
 
 
 def test_an_image_of_the_right_size_is_not_touched():
