@@ -1,0 +1,131 @@
+"""What the speed benchmarks share: contenders in turn, medians and spread, the machine's limits, a table, JSON."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcmnet_jax.console import Console
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "simplejpeg", "Pillow")
+
+
+@dataclass
+class Contender:
+    """Something to time: `run(n)` does n iterations and returns when the last has ended."""
+
+    name: str
+    run: Callable[[int], Any]
+    images: int = 1  # an iteration's
+
+
+@dataclass(frozen=True)
+class Result:
+    """Images a second over the rounds of one contender."""
+
+    name: str
+    rates: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles."""
+        low, _, high = statistics.quantiles(self.rates, n=4) if len(self.rates) > 1 else (0.0, 0.0, 0.0)
+        return (high - low) / 2
+
+
+def contest(contenders: Sequence[Contender], *, rounds: int = 7, seconds: float = 2.0) -> list[Result]:
+    """Times the contenders in turn, `rounds` times about `seconds` each; who starts changes from round to round."""
+    repeats = []
+    for one in contenders:
+        one.run(1)  # compiles
+        start = time.perf_counter()
+        one.run(1)
+        repeats.append(max(1, round(seconds / max(time.perf_counter() - start, 1e-6))))
+    rates: list[list[float]] = [[] for _ in contenders]
+    for r in range(rounds):
+        for k in range(len(contenders)):
+            i = (k + r) % len(contenders)
+            start = time.perf_counter()
+            contenders[i].run(repeats[i])
+            rates[i].append(repeats[i] * contenders[i].images / (time.perf_counter() - start))
+    return [Result(one.name, tuple(values)) for one, values in zip(contenders, rates, strict=True)]
+
+
+def ratio(ours: Result, theirs: Result) -> tuple[float, float, float]:
+    """Ratio of the medians, and the least and greatest ratio within a round."""
+    each = [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)]
+    return ours.median / theirs.median, min(each), max(each)
+
+
+def roofline() -> dict[str, float]:
+    """Best of several: GFLOP/s of a float32 product of 2048 x 2048, and GB/s of a copy (read and written) of 256 MB."""
+    a = np.random.default_rng(0).random((2048, 2048), np.float32)
+    b = np.zeros(64 << 20, np.float32)
+    c = np.ones_like(b)
+    product, copy = [], []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        product.append(2 * 2048**3 / (time.perf_counter() - start) / 1e9)
+        start = time.perf_counter()
+        np.copyto(b, c)
+        copy.append(2 * b.nbytes / (time.perf_counter() - start) / 1e9)
+    return {"matmul_gflops": round(max(product), 1), "copy_gb_per_s": round(max(copy), 1)}
+
+
+def surroundings() -> dict[str, Any]:
+    """The machine and the versions that a figure belongs to."""
+    names: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            names[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": names,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def publish(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], facts: Mapping[str, Any], output: Path | None
+) -> None:
+    """Prints one table, then where it was measured; writes facts as JSON where asked."""
+    around = surroundings()
+    console = Console()
+    console.table(title, list(head), [list(row) for row in rows])
+    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
+    console.say(
+        f"{around['processor']}, {around['cores']} cores, load {around['load']} at the end; "
+        f"Python {around['python']}, {versions}; {around['date']} UTC"
+    )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"title": title, "around": around, **facts}, indent=2) + "\n")

@@ -1,0 +1,82 @@
+"""Images on disk to probabilities, ours against PyTorch with the same network, decoding included, in turn.
+
+    python -m benchmarks.predict BUNDLE DATA
+
+Models are loaded and compiled beforehand. Ours does what `predict` does: checks, hashes, decodes, prepares into an
+empty cache, computes, calibrates. PyTorch's side decodes with Pillow, applies the same image rule, computes with the
+exported module (channels_last, eager) and takes the softmax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import rcmnet_jax  # noqa: F401  (sets XLA's flags before JAX starts)
+from benchmarks.contest import Contender, contest, publish, ratio
+
+
+def main() -> None:
+    import numpy as np
+    import torch
+
+    from rcmnet_jax import bundle as bundles
+    from rcmnet_jax.data.images import decode, standardise
+    from rcmnet_jax.data.prepare import prepare
+    from rcmnet_jax.data.sources import open_source
+    from rcmnet_jax.evaluation.apply import table_of
+    from rcmnet_jax.export.pytorch import module_of
+    from rcmnet_jax.training.sharding import Placement
+
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("bundle", type=Path, metavar="BUNDLE")
+    words.add_argument("data", metavar="DATA")
+    words.add_argument("--images", type=int, default=512, help="of DATA, as PNG or JPEG files in one folder")
+    words.add_argument("--rounds", type=int, default=7)
+    words.add_argument("--seconds", type=float, default=2.0)
+    words.add_argument("--output", type=Path, help="JSON")
+    chosen = words.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    bundle, placement = bundles.load(chosen.bundle), Placement.everywhere()
+    module = module_of(bundle).eval().to(memory_format=torch.channels_last)
+    rows, facts = [], {}
+    with tempfile.TemporaryDirectory() as name:
+        source, folder = open_source(chosen.data), Path(name) / "images"
+        folder.mkdir()
+        for i, item in enumerate(source.items[:: max(1, len(source.items) // chosen.images)][: chosen.images]):
+            (folder / f"{i:05d}{Path(item.path).suffix}").write_bytes(source.read(item))
+        files = sorted(folder.iterdir())
+
+        def ours(spec: Path, count: int) -> Contender:
+            def run(n: int) -> None:
+                for _ in range(n):
+                    with tempfile.TemporaryDirectory(dir=name) as cache:
+                        data = prepare(str(spec), bundle.rule, cache=Path(cache), labelled=False)
+                        assert len(table_of(bundle, data, placement)) == count
+
+            return Contender("ours", run, count)
+
+        def theirs(paths: list[Path]) -> Contender:
+            def run(n: int) -> None:
+                for _ in range(n):
+                    for start in range(0, len(paths), 64):
+                        batch = [standardise(decode(p.read_bytes()), bundle.rule) for p in paths[start : start + 64]]
+                        with torch.inference_mode():
+                            module(torch.from_numpy(np.stack(batch)))
+
+            return Contender("PyTorch", run, len(paths))
+
+        for what, spec, paths in (("one image", files[0], files[:1]), (f"{len(files)} images", folder, files)):
+            us, them = contest([ours(spec, len(paths)), theirs(paths)], rounds=chosen.rounds, seconds=chosen.seconds)
+            value, low, high = ratio(us, them)
+            rows.append([what, f"{us.median:.1f} ± {us.spread:.1f}", f"{them.median:.1f} ± {them.spread:.1f}",
+                         f"{value:.2f} ({low:.2f}-{high:.2f})"])  # fmt: skip
+            facts[what] = {"ours": us.rates, "PyTorch": them.rates}
+    title = f"{bundle.network.config.name}, {bundle.rule.size} px, from disk: images/s"
+    publish(title, ["", "ours", "PyTorch", "ratio"], rows, facts, chosen.output)
+
+
+if __name__ == "__main__":
+    main()

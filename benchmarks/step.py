@@ -1,0 +1,188 @@
+"""Training step and inference against PyTorch: the same network, batch and update rule, in turn in one process.
+
+    python -m benchmarks.step --model rcmnet --size 64 --what train
+
+Ours twice: `step` has what the PyTorch contenders have (forward, backward, SGD with Nesterov momentum and decay), `in
+runs` is the step as training compiles it, with augmentation, averages of the weights and checks besides. PyTorch's
+twin (tests/reference/twin.py) runs channels_last, eager and compiled, with the fused optimiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rcmnet_jax  # noqa: F401  (sets XLA's flags before JAX starts)
+from benchmarks.contest import Contender, contest, publish, ratio, roofline
+
+CLASSES = 8
+RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
+
+
+def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
+    """JAX: inference, or the bare step and the step of a run."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    from rcmnet_jax.config import AugmentConfig, ModelConfig, OptimizerConfig
+    from rcmnet_jax.data.augment import split_position
+    from rcmnet_jax.data.loader import Batch
+    from rcmnet_jax.models import Network
+    from rcmnet_jax.training import state as states
+    from rcmnet_jax.training.sharding import Placement
+    from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
+
+    network = Network(ModelConfig(name=model), classes=CLASSES, image_size=size)
+    params, stats = network.init(0)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (batch, size, size, 3), np.uint8)
+    images, labels = jnp.asarray(pixels / 255, jnp.float32), jnp.asarray(random.integers(0, CLASSES, batch))
+
+    if what == "infer":
+        forward = jax.jit(lambda p, s, x: network(p, s, x)[0])
+
+        def infer(n: int) -> None:
+            for _ in range(n):
+                jax.block_until_ready(forward(params, stats, images))
+
+        return [Contender("ours", infer, batch)]
+
+    rule = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM, nesterov=True))
+
+    def update(carry: Any, images: Any, labels: Any) -> Any:
+        params, stats, opt = carry
+
+        def loss(params: Any) -> Any:
+            logits, new = network(params, stats, images, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+
+        (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt = rule.update(gradients, opt, params)
+        return (optax.apply_updates(params, updates), stats, opt), value
+
+    held = [jax.tree.map(jnp.copy, (params, stats, rule.init(params)))]
+    compiled = jax.jit(update, donate_argnums=0)
+
+    def bare(n: int) -> None:
+        for _ in range(n):
+            held[0], value = compiled(held[0], images, labels)
+        jax.block_until_ready((held[0], value))
+
+    placement = Placement.everywhere()
+    recipe = Recipe(dataclasses.replace(OptimizerConfig(), name="sgd"), AugmentConfig())
+    full = make_train_step(network, recipe, placement)
+    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
+    put = placement.put_batch
+    one = Batch(put(pixels), put(np.asarray(labels, np.int32)), put(split_position(np.arange(batch))))
+    controls = Controls.on_host(RATE, True, np.ones(CLASSES, np.float32), 0)
+
+    def in_runs(n: int) -> None:
+        for _ in range(n):
+            state[0], metrics = full(state[0], one, controls)
+        jax.block_until_ready((state[0], metrics))
+
+    return [Contender("ours, step", bare, batch), Contender("ours, in runs", in_runs, batch)]
+
+
+def theirs(model: str, size: int, batch: int, what: str, compiled: bool) -> Contender:
+    """PyTorch's twin, channels_last."""
+    import torch
+    from torch import nn
+
+    from rcmnet_jax.models import MODELS
+    from tests.reference import twin
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    twin.MHSA = quick_attention(twin.MHSA)
+    entry = MODELS[model]
+    net = twin.Twin(entry.body, entry.cbam, entry.mhsa, classes=CLASSES, size=(size, size))
+    net = net.to(memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, size, size).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (batch,))
+    net.train(what == "train")
+    called = torch.compile(net) if compiled else net
+    name = f"PyTorch, {'compiled' if compiled else 'eager'}"
+
+    if what == "infer":
+
+        def infer(n: int) -> None:
+            with torch.inference_mode():
+                for _ in range(n):
+                    called(images)
+
+        return Contender(name, infer, batch)
+
+    rule = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True, fused=True)
+
+    def train(n: int) -> None:
+        for _ in range(n):
+            rule.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(called(images), labels).backward()
+            rule.step()
+
+    return Contender(name, train, batch)
+
+
+def quick_attention(slow: Any) -> Any:
+    """The twin's attention with its relative positions looked up in one go; the twin builds them pair by pair."""
+    import torch
+
+    class Quick(slow):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            n, c, h, w = x.shape
+            d = c // self.heads
+            q, k, v = (f(x).view(n, self.heads, d, h * w).transpose(2, 3) for f in (self.query, self.key, self.value))
+            y, z = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+            r = self.rel_height[y[None] - y[:, None] + h - 1] + self.rel_width[z[None] - z[:, None] + w - 1]
+            logits = q @ k.transpose(2, 3) + torch.einsum("nhid,ijd->nhij", q, r)
+            out = torch.softmax(logits / d**0.5, dim=-1) @ v
+            return out.transpose(2, 3).reshape(n, c, h, w)
+
+    return Quick
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--model", default="rcmnet")
+    words.add_argument("--size", type=int, default=64)
+    words.add_argument("--batch", type=int, default=32)
+    words.add_argument("--what", choices=("train", "infer"), default="train")
+    words.add_argument("--rounds", type=int, default=7)
+    words.add_argument("--seconds", type=float, default=2.0, help="of each contender in each round")
+    words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    words.add_argument("--output", type=Path, help="JSON")
+    chosen = words.parse_args()
+    made: list[Callable[[], list[Contender]]] = [
+        lambda: ours(chosen.model, chosen.size, chosen.batch, chosen.what),
+        *[
+            lambda c=c: [theirs(chosen.model, chosen.size, chosen.batch, chosen.what, c)]  # type: ignore[misc]
+            for c in ((False,) if chosen.no_compile else (False, True))
+        ],
+    ]
+    limits = roofline()
+    results = contest([one for make in made for one in make()], rounds=chosen.rounds, seconds=chosen.seconds)
+    best = max((r for r in results if r.name.startswith("PyTorch")), key=lambda r: r.median)
+    rows = []
+    for result in results:
+        value, low, high = ratio(result, best)
+        rows.append([result.name, f"{result.median:.1f} ± {result.spread:.1f}", f"{value:.2f} ({low:.2f}-{high:.2f})"])
+    title = f"{chosen.model}, {chosen.size} px, batch {chosen.batch}, {chosen.what}: images/s, ratio to PyTorch's best"
+    facts = {
+        "results": {r.name: r.rates for r in results},
+        "ratios": {r.name: ratio(r, best) for r in results},
+        "roofline": limits,
+        "arguments": {k: str(v) for k, v in vars(chosen).items()},
+    }
+    publish(title, ["", "images/s", "ratio"], rows, facts, chosen.output)
+    print(f"limits of this machine: {limits['matmul_gflops']} GFLOP/s (product), {limits['copy_gb_per_s']} GB/s (copy)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Where a training step's time goes on the CPU: XLA's own events, added up by operation.
+
+    python -m benchmarks.step_profile --model rcmnet --size 64
+
+Convolutions and products hand their work to other threads, so that their own events are short: their time is what the
+rest of the step leaves. Events of several threads overlap, and add up to more than the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import rcmnet_jax  # noqa: F401  (sets XLA's flags before JAX starts)
+from benchmarks.contest import publish
+from benchmarks.step import ours
+
+STEPS = 5
+
+
+def events(folder: Path) -> tuple[dict[str, float], dict[str, int]]:
+    """Milliseconds and count of each operation in a trace, a step."""
+    from jax.profiler import ProfileData
+
+    spent: dict[str, float] = collections.defaultdict(float)
+    count: dict[str, int] = collections.defaultdict(int)
+    for path in folder.rglob("*.xplane.pb"):
+        for plane in ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if any(key == "hlo_op" for key, _ in event.stats):
+                        spent[event.name] += event.duration_ns / 1e6 / STEPS
+                        count[event.name] += 1
+    return spent, count
+
+
+def main() -> None:
+    import jax
+
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--model", default="rcmnet")
+    words.add_argument("--size", type=int, default=64)
+    words.add_argument("--batch", type=int, default=32)
+    words.add_argument("--top", type=int, default=15)
+    words.add_argument("--output", type=Path, help="JSON")
+    chosen = words.parse_args()
+    step = ours(chosen.model, chosen.size, chosen.batch, "train")[0]
+    step.run(2)
+    start = time.perf_counter()
+    step.run(STEPS)
+    whole = 1e3 * (time.perf_counter() - start) / STEPS
+    with tempfile.TemporaryDirectory() as name:
+        with jax.profiler.trace(name):
+            step.run(STEPS)
+        spent, count = events(Path(name))
+    kinds: dict[str, float] = collections.defaultdict(float)
+    calls: dict[str, int] = collections.defaultdict(int)
+    for op, milliseconds in spent.items():
+        kind = re.sub(r"[.\d]+$", "", op)
+        kinds[kind] += milliseconds
+        calls[kind] += count[op] // STEPS
+    rows = [
+        [kind, str(calls[kind]), f"{milliseconds:.2f}"]
+        for kind, milliseconds in sorted(kinds.items(), key=lambda entry: -entry[1])[: chosen.top]
+    ]
+    title = f"{chosen.model}, {chosen.size} px, batch {chosen.batch}: {whole:.0f} ms a step"
+    publish(title, ["operation", "calls", "ms"], rows, {"step_ms": whole, "spent": kinds}, chosen.output)
+
+
+if __name__ == "__main__":
+    main()
