@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax import conclusion, intake, runtime, stages
+from rcmnet_jax import canary, conclusion, intake, runtime, stages
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.checkpoint.transfer import transfer
@@ -46,7 +46,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         if conclusion.is_finished(workdir):
             console.say(f"{workdir}: this run is finished; its report is {workdir / 'report.html'}")
             return
-        runtime.canary()
+        canary.check()
         if is_main_process():
             note_environment(workdir, console)
         records = Records(workdir, active=is_main_process())

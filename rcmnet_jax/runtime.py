@@ -1,4 +1,4 @@
-"""What has to be right before JAX computes: XLA's flags, the compilation cache, a check of known-wrong programs."""
+"""What has to be right before JAX computes: XLA's flags, memory, the compilation cache; what a result depends on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from rcmnet_jax.errors import GuardError, UserError
+from rcmnet_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 # XLA's CPU compiler hands some reductions and dots to a library whose fusions return wrong numbers without a word in
 # jaxlib 0.10.2 (github.com/jax-ml/jax/issues/39103) and crash on others. An empty list of fusion types turns it off.
-_FLAG = "xla_cpu_experimental_ynn_fusion_type"
+YNN_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 KEEP_DEFECT = "RCMNET_KEEP_XLA_DEFECT"  # environment variable: 1 leaves XLA_FLAGS as they are, for measuring the defect
 KEEP_MALLOC = "RCMNET_KEEP_MALLOC"  # environment variable: 1 leaves the C library's allocator as it is
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -44,15 +44,15 @@ def prepare() -> None:
     """
     _keep_freed_memory()
     flags = _user_flags()
-    if os.environ.get(KEEP_DEFECT) == "1" or f"--{_FLAG}" in flags or not _jaxlib_knows(_FLAG):
+    if os.environ.get(KEEP_DEFECT) == "1" or f"--{YNN_FLAG}" in flags or not _jaxlib_knows(YNN_FLAG):
         return
     if _cpu_started():
         raise UserError(
             "JAX computed on the CPU before rcmnet_jax was imported, so a compiler defect that returns wrong numbers "
-            f"cannot be turned off any more. Import rcmnet_jax first, or set XLA_FLAGS='--{_FLAG}=' before starting "
+            f"cannot be turned off any more. Import rcmnet_jax first, or set XLA_FLAGS='--{YNN_FLAG}=' before starting "
             f"Python, or {KEEP_DEFECT}=1 to go on regardless."
         )
-    os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} --{YNN_FLAG}=".strip()
 
 
 def _keep_freed_memory() -> None:
@@ -234,46 +234,3 @@ def _commit(package: Path) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return f"{head}+changes" if head and changes else head
-
-
-def canary() -> None:
-    """Runs small programs that some XLA versions get wrong, against NumPy in float64. Well under a second.
-
-    One is a matrix-vector product under vmap and its squared norm, 32,769 rows; the other a batched dot with a
-    broadcast operand, as self-attention has it.
-
-    Raises:
-      GuardError: a result is off by more than rounding: nothing this machine computes is to be trusted.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    steps = np.arange(32_769, dtype=np.float32)
-    rows = np.stack([steps, 0 * steps, 0 * steps], axis=1)
-    random = np.random.default_rng(0)
-    queries = random.standard_normal((4, 4, 16, 32), dtype=np.float32)
-    table = random.standard_normal((1, 1, 16, 32), dtype=np.float32)
-
-    @jax.jit
-    def norms(matrix: jax.Array, rows: jax.Array) -> jax.Array:
-        return jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))(rows)
-
-    @jax.jit
-    def logits(queries: jax.Array, table: jax.Array) -> jax.Array:
-        return jnp.einsum("bhnd,bhmd->bhnm", queries, jnp.broadcast_to(table, queries.shape))
-
-    exact = queries.astype(np.float64) @ table.astype(np.float64).transpose(0, 1, 3, 2)
-    for name, got, want in (
-        ("a sum of squares", norms(np.eye(3, dtype=np.float32), rows), steps.astype(np.float64) ** 2),
-        ("a batched product", logits(queries, table), exact),
-    ):
-        # Devices that multiply in TF32 or bfloat16 are off by up to 1e-2, the known defects by much more.
-        limit = (1e-4 if jax.default_backend() == "cpu" else 2e-2) * np.abs(want).max()
-        error = np.abs(np.asarray(got, np.float64) - want).max()
-        if not error <= limit:
-            raise GuardError(
-                f"The compiler of this machine gets {name} wrong (off by {error:.3g}, at most {limit:.3g} is rounding; "
-                f"jaxlib {importlib.metadata.version('jaxlib')}, XLA_FLAGS='{os.environ.get('XLA_FLAGS', '')}'). Unset "
-                f"{KEEP_DEFECT}, or add '--{_FLAG}=' to XLA_FLAGS, or install another jaxlib."
-            )

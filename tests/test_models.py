@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 from rcmnet_jax.checkpoint.torch import from_torch, to_torch
 from rcmnet_jax.config import MODEL_NAMES, ModelConfig
 from rcmnet_jax.models import MODELS, Network, count, table
+from tests.commands import ROOT
 from tests.reference.compare import jax_step, problem, torch_step, worst
 from tests.reference.save import ANSWERS, CASES, digest
 
+PARAMETERS, GFLOPS = "{0[parameters]:,}".format, "{0[gflops]:.2f}".format
 SWITCHES = ("resnet18", "resnet18_cbam", "resnet18_mhsa", "rcmnet")
 
 
@@ -76,6 +80,15 @@ def test_at_full_width_and_224_pixels_it_equals_the_twin(name):
 )
 def test_the_number_of_parameters_is_as_documented(name, size, parameters):
     assert count(Network(ModelConfig(name=name), classes=8, image_size=size).abstract()[0]) == parameters
+
+
+def test_the_docs_list_every_model_with_its_parameters_and_work():
+    text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+    listed = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if re.match(r"\| \w+ \| [\d,]+ \|", line)]
+    rows = zip(table(224, 8), table(64, 8), strict=True)
+    assert listed == [
+        [large["name"], *(f(row) for row in (large, small) for f in (PARAMETERS, GFLOPS))] for large, small in rows
+    ]
 
 
 def test_every_name_of_the_config_can_be_built_and_is_listed():

@@ -1,4 +1,4 @@
-"""Start-up: XLA's flags, the compilation cache, what environment.json says, the canary."""
+"""Start-up: XLA's flags, the compilation cache, what environment.json says."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import zlib
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -56,20 +55,6 @@ def test_a_file_of_flags_is_read_and_kept(tmp_path):
 def test_a_jax_that_already_computed_is_refused_in_one_sentence():
     done = python("import jax; jax.devices(); import rcmnet_jax")
     assert "UserError: JAX computed on the CPU before rcmnet_jax was imported" in done.stderr
-
-
-@pytest.mark.skipif(version("jaxlib") != "0.10.2", reason="jaxlib 0.10.2 has the defect that the canary is to find")
-def test_the_canary_finds_the_defect_where_it_is_left_on():
-    code = "from rcmnet_jax import runtime; runtime.canary()"
-    assert (
-        "GuardError: The compiler of this machine gets a sum of squares wrong"
-        in python(code, RCMNET_KEEP_XLA_DEFECT="1").stderr
-    )
-    assert python(code).returncode == 0
-
-
-def test_the_canary_is_content_here():
-    runtime.canary()
 
 
 def test_the_environment_names_what_results_depend_on_and_is_json():

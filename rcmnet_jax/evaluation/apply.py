@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax import intake, runtime
+from rcmnet_jax import canary, intake, runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.prepare import PreparedSet, prepare
@@ -39,6 +39,7 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False, expla
     data = prepare(spec, bundle.rule, labelled=False)
     intake.report_skipped("predict", data, console)
     placement = Placement.everywhere()
+    canary.check()
     if adapt:
         bundle = _adapted(bundle, data, placement)
     table = table_of(bundle, data, placement)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax import runtime
+from rcmnet_jax import canary, runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
 from rcmnet_jax.errors import GuardError
@@ -26,11 +26,12 @@ def export(folder: Path, form: str, output: Path) -> None:
 
     Raises:
       UserError: no sound bundle, a package that the form needs is missing, or `output` is there already.
-      GuardError: what was written answers otherwise than the bundle; nothing stays.
+      GuardError: what was written answers otherwise than the bundle, or this machine computes wrongly; nothing stays.
     """
     console, bundle = Console(), bundles.load(folder)
     with whole_folder(output) as aside:
         runtime.enable_compilation_cache()
+        canary.check()
         images = check_images(bundle.rule.size)
         wanted = bundle.answers(images, Placement.everywhere()).probabilities
         write_common(aside, bundle, form, images, wanted)
