@@ -132,6 +132,8 @@ def _audit(
     for finding in found.findings:
         if finding.level == "warning":
             console.warn(f"audit: {finding.message}")
+        elif finding.name in config.audit.allow:
+            console.warn(f"audit, {finding.name} is allowed: {finding.message}")
     page = workdir / "data" / "audit.html"
     if is_main_process():
         write_json(workdir / "data" / "audit.json", found.to_json())

@@ -77,7 +77,13 @@ def manifest(here: Path) -> Words:
 def archive(here: Path) -> Words:
     """A zip with every member that is left out."""
     members: dict[Any, bytes] = {"a/1.png": png(1), "b/2.png": png(2), f"a/{'長' * 300}.png": png(3)}
-    members |= {"../../out.png": png(), "/abs.png": png(), "a\\..\\..\\back.png": png(), "C:\\drive.png": png()}
+    members |= {
+        "../../out.png": png(),
+        "/abs.png": png(),
+        "a\\..\\..\\back.png": png(),
+        "C:\\drive.png": png(),
+        "a//e.png": png(),
+    }
     members |= {special("a/link.png", 0o120777): b"/etc/passwd", special("a/device.png", 0o020666): b""}
     members |= {"a/bomb.bmp": bytes(40 << 20), "a/locked.png": png(4), "b/damaged.png": png(5), "b/liar.png": png(6)}
     members |= {"b/vast.png": png(7)}  # the last, so that it covers no other
@@ -198,6 +204,7 @@ CASES = (
                 "C:/drive.png": _CLIMB,
                 "a/../../back.png": _CLIMB,
             },
+            "member name with an empty part or `.` in it": {"a//e.png": "name is not a plain path"},
             "link, device, encrypted": {
                 "a/link.png": "link, not a file",
                 "a/device.png": "not a plain file",

@@ -9,16 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tests.bad_input import arrays
 from tests.bad_input.case import Plant, Refused
-from tests.planting import fill, flip, medmnist, pack, patch, png, table, tfds_set, write
+from tests.planting import fill, pack, patch, png, sparse, table, write
 
 Words = list[Any]
 
 
 def _nothing(name: str) -> Plant:
-    return lambda here: [name if ":" in name else here / name]
+    return lambda here: [here / name]
 
 
 def _file(name: str, content: bytes) -> Plant:
@@ -31,14 +30,6 @@ def _filled(*paths: str) -> Plant:
 
 def _csv(*lines: str, **spelling: str) -> Plant:
     return lambda here: [table(fill(here, "a/1.png", "a/2.png") / "m.csv", *lines, **spelling)]
-
-
-def _npz(**arrays: Any) -> Plant:
-    def plant(here: Path) -> Words:
-        medmnist(here / "m.npz", **arrays)
-        return [here / "m.npz"]
-
-    return plant
 
 
 def _zip(change: Callable[[Path], object]) -> Plant:
@@ -89,7 +80,7 @@ def _one_group(here: Path) -> Words:
 
 
 _MISSING, _KIND, _NO_IMAGE, _ONE, _CLASH = (
-    "no such file; a name one letter off",
+    "no such file; no name; a name one letter off",
     "neither folder nor plain file (pipe, device); another kind of file",
     "no image at all; not one readable image",
     "one class, one image, one group",
@@ -100,6 +91,7 @@ _UNREADABLE = _file("cells/a/1.png", b"")
 
 ANY = (
     Refused(_MISSING, "missing", _nothing("cells"), "no such file or folder. Give a class folder"),
+    Refused(_MISSING, "no name", lambda _: [""], "DATA is ''. Give a class folder"),
     Refused(_MISSING, "misspelt", _misspelt, "/cells.csv?"),
     Refused(_MISSING, "missing for predict", _nothing("cells"), "no such file or folder. Give", "predict"),
     Refused(_KIND, "pipe", _pipe, "neither a folder nor a plain file"),
@@ -120,7 +112,8 @@ ANY = (
 # ---- CSV ----
 
 _TEXT, _COLUMNS, _PATH, _SPLIT, _SOME, _DIFFER, _OWN = (
-    "UTF-16, Latin-1, zero bytes, a cell over 128 KiB, an open quote, a row longer or shorter than the first",
+    "UTF-16, Latin-1, zero bytes, a cell over 128 KiB, a file over 512 MiB, an open quote, a row "
+    "longer or shorter than the first",
     "`path`, `label` (or `split` in a splits file) missing; one of them twice",
     "absolute path, drive letter, `..`, empty path",
     "unknown word in `split`",
@@ -128,6 +121,13 @@ _TEXT, _COLUMNS, _PATH, _SPLIT, _SOME, _DIFFER, _OWN = (
     "same path twice, label, group or split differ",
     "splits CSV: names no image at all; empty split; label contradicts DATA",
 )
+
+
+def _large(here: Path) -> Words:
+    sparse(here / "m.csv", (1 << 29) + 1)
+    return [here / "m.csv"]
+
+
 _HEAD, _LONG_HEAD = "path,label", "path,label,group,split"
 _half_split = _csv("path,label,split", "a/1.png,a,train", "a/2.png,b,")
 
@@ -136,6 +136,7 @@ CSV = (
     Refused(_TEXT, "latin-1", _csv(_HEAD, "a/1.png,ä", encoding="latin-1"), "m.csv: not UTF-8 text at byte 19"),
     Refused(_TEXT, "zero byte", _csv(_HEAD, "a/1.png,a\0"), "m.csv: holds a zero byte"),
     Refused(_TEXT, "long cell", _csv(_HEAD, "a/1.png," + "x" * 132_000), "m.csv, line 2: field larger than"),
+    Refused(_TEXT, "large", _large, "m.csv: larger than 512 MiB"),
     Refused(_TEXT, "open quote", _csv(_HEAD, 'a/1.png,"a'), "m.csv, line 2: unexpected end of data"),
     Refused(_TEXT, "long row", _csv(_HEAD, "a/1.png,a,b"), "m.csv, line 2: 3 cells where the first line has 2"),
     Refused(_TEXT, "short row", _csv(_HEAD, "a/1.png"), "m.csv, line 2: 1 cells where the first line has 2"),
@@ -201,92 +202,10 @@ ZIP = (
     Refused(_NO_ZIP, "cut off", _zip(_cut), "t.zip: not a whole zip file"),
 )
 
-# ---- npz ----
+# ---- synthetic ----
 
-
-class _Trap:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-def _pickled(here: Path) -> Words:
-    medmnist(here / "m.npz", train_labels=np.array([_Trap(here / "unpickled")] * 5, object))
-    return [here / "m.npz"]
-
-
-def _lying(here: Path) -> Words:
-    medmnist(here / "m.npz")
-    with zipfile.ZipFile(here / "m.npz") as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    members["train_images.npy"] = members["train_images.npy"].replace(b"(5, 6, 7, 3)", b"(9, 6, 7, 3)")
-    return [pack(here / "m.npz", members)]
-
-
-def _other_layout(here: Path) -> Words:
-    np.savez(here / "m.npz", x=np.zeros(3))
-    return [here / "m.npz"]
-
-
-def _damaged(here: Path) -> Words:
-    medmnist(here / "m.npz", (("train", 30),), shape=(60, 70, 3), compressed=False)
-    return [flip(here / "m.npz", b"train_images", 300_000)]
-
-
-_ARRAYS, _BYTES = (
-    "objects (pickles), floats, Fortran order, other shapes, several labels an image, labels below 0",
-    "shape that does not fit the bytes; not an npz; no `train_images`; damaged anywhere (one checksum covers all)",
-)
-_IMAGES = np.zeros((5, 6, 7, 3), np.uint8)
-_FORTRAN, _SEVEN = np.asfortranarray(_IMAGES), np.zeros((5, 6, 7, 7), np.uint8)
-_LABELS = np.zeros((5, 14), np.uint8)
-
-NPZ = (
-    Refused(_ARRAYS, "pickle", _pickled, "m.npz: train_labels.npy holds object"),
-    Refused(_ARRAYS, "floats", _npz(train_images=_IMAGES.astype(np.float32)), "holds float32, not whole numbers"),
-    Refused(_ARRAYS, "fortran", _npz(train_images=_FORTRAN), "not whole numbers in C order"),
-    Refused(_ARRAYS, "shape", _npz(train_images=_SEVEN), "needed is uint8 (N, H, W) or (N, H, W, 3)"),
-    Refused(_ARRAYS, "several labels", _npz(train_labels=_LABELS), "needed is one label an image"),
-    Refused(_ARRAYS, "negative", _npz(train_labels=np.full(5, -1)), "has labels from -1"),
-    Refused(_BYTES, "lies", _lying, "says its shape is (9, 6, 7, 3), but holds 630 bytes"),
-    Refused(_BYTES, "text", _file("m.npz", b"words"), "m.npz: not a whole npz file"),
-    Refused(_BYTES, "layout", _other_layout, "m.npz: no train_images in it, but x.npy"),
-    Refused(_BYTES, "damaged", _damaged, "m.npz: damaged ("),
+SYNTHETIC = (
+    Refused("unknown name", "synthetic", lambda _: ["synthetic:nothing"], "synthetic:nothing: no such embedded set"),
 )
 
-# ---- TFDS ----
-
-
-def _set(name: str) -> Plant:
-    return lambda here: [tfds_set(here / "code", here / "tfds", name)]
-
-
-def _uninstalled(here: Path) -> Words:
-    write(here / "site" / "sitecustomize.py", b"import sys\nsys.modules['tensorflow_datasets'] = None\n")
-    return ["tfds:bloodmnist/64"]
-
-
-def _tfrecord(here: Path) -> Words:
-    spec = tfds_set(here / "code", here / "tfds", "good")
-    (info,) = (here / "tfds").rglob("dataset_info.json")
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    return [spec]
-
-
-_TFDS = "not installed, unknown name, not prepared, only as tfrecord, no `image`, two records of one path"
-_BUILD = "Run: python -m rcmnet_jax.data.builders bloodmnist/64"
-
-TFDS = (
-    Refused(_TFDS, "not installed", _uninstalled, "Run: pip install tensorflow-datasets"),
-    Refused(_TFDS, "unknown", _nothing("tfds:rcm_no_such_set"), "knows no set of this name"),
-    Refused(_TFDS, "not prepared", _nothing("tfds:bloodmnist/64"), _BUILD),
-    Refused(_TFDS, "tfrecord", _tfrecord, "is there as tfrecord only"),
-    Refused(_TFDS, "no image", _set("no_image"), "has no feature 'image'"),
-    Refused(_TFDS, "one path", _set("twice"), "two records have the same path"),
-)
-
-CASES = (*ANY, *CSV, *ZIP, *NPZ, *TFDS)
+CASES = (*ANY, *CSV, *ZIP, *arrays.CASES, *SYNTHETIC)
