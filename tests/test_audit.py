@@ -348,6 +348,17 @@ def test_drawn_folds_keep_twins_on_one_side_so_that_nothing_leaks(tmp_path):
     ]
 
 
+def test_a_copy_in_the_targets_own_validation_part_is_a_leak_too(tmp_path):
+    made = plain(tmp_path / "set")
+    for i, (label, split) in enumerate([("a", "val"), ("b", "val"), ("a", "val")]):
+        made.add(f"{label}/val{i}.png", cell(0 if i == 2 else 600 + i), label, "", split)
+    data = opened(made, tmp_path)
+    folds, _ = cross_validation(data.examples, data.classes, folds="auto", seed=0, inner_fraction=0.2)
+    finding = found(audit_run(None, {}, data, folds, AuditConfig()), "exact_duplicate_across_splits")
+    assert pairs(finding) == {frozenset(("a/000.png", "a/val2.png"))}
+    assert finding.message.endswith("They are in train and val.")
+
+
 def test_a_shared_picture_that_nothing_is_tested_on_is_only_a_warning(tmp_path):
     one, two = plain(tmp_path / "one", start=1000), plain(tmp_path / "two")
     two.add("a/shared.png", cell(1000), "a", "g0", "train")

@@ -220,6 +220,13 @@ def test_stretch_scales_each_side_by_itself():
     np.testing.assert_array_equal(made[..., 0], [[0, 200], [0, 200]])
 
 
+def test_stretch_cuts_the_central_fraction_of_each_side_by_itself():
+    image = picture(4, 8)
+    np.testing.assert_array_equal(standardise(image, ImageRule(2, "stretch", 0.5, "box"))[:, 0, 0], [
+        round(image[1 + row, 2:4, 0].mean() + 1e-6) for row in (0, 1)
+    ])  # fmt: skip
+
+
 def test_shrinking_averages_all_pixels_instead_of_picking_some():
     board = np.indices((64, 64)).sum(0) % 2 * 255
     image = np.repeat(board[..., None], 3, 2).astype(np.uint8)

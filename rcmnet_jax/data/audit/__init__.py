@@ -60,9 +60,11 @@ def audit_run(
         side = np.full(len(target.examples.label), "", "<U12")
         own = len(folds) == 1 and _has_split(target)
         for k, fold in enumerate(folds):
-            side[fold.test] = "test" if own else f"fold {k}"
-            if own:
-                side[fold.train] = "train"
+            if own:  # the user's val is a side of its own, though the fold learns from it: something is chosen on it
+                used = np.union1d(fold.train, fold.test)
+                side[used] = target.examples.split[used]
+            else:
+                side[fold.test] = f"fold {k}"
         subjects.append(_subject("target", target, side, own=own))
     return _audit(subjects, config)
 
