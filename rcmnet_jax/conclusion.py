@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax.evaluation import calibration
+from rcmnet_jax.evaluation import calibration, shortcut
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
 from rcmnet_jax.files import write_atomic
-from rcmnet_jax.report import run_report
+from rcmnet_jax.report import answers, run_report
 from rcmnet_jax.report.card import CardFacts, render_card
 from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
 from rcmnet_jax.workdir import read_json
@@ -26,8 +27,9 @@ SHOWN = ("balanced_accuracy", "top1", "auroc")  # three fit a terminal of 80 col
 
 
 def is_finished(workdir: Path) -> bool:
-    """Whether the run has left its report, which is written last, and its bundle is undamaged."""
-    return agreed((workdir / "report.html").exists() and bundles.is_sound(workdir / "bundle"))
+    """Whether the run has left its report, which is written last, and its bundle is undamaged and knows card.yaml."""
+    done = (workdir / "report.html").exists() and bundles.is_sound(workdir / "bundle")
+    return agreed(done and answers.is_current(workdir))
 
 
 def interval(metric: dict[str, Any]) -> str:
@@ -49,15 +51,24 @@ def conclude(here: Run, data: Data) -> None:
         tables = arm_tables(here, data)
         main = next(iter(tables.values()))
         metrics = {arm: compute(table, seed=here.config.seed) for arm, table in tables.items()}
+        doubts = _doubts(metrics)
+        next(iter(metrics.values()))["warnings"] += doubts
         write_table(main, here.workdir / "predictions.csv")
         for arm, values in metrics.items():
             if arm != "pretrain":
                 write_atomic(here.workdir / arm / "metrics.json", to_json(values))
         write_atomic(here.workdir / "metrics.json", to_json(next(iter(metrics.values()))))
         _final_bundle(here, data, main, next(iter(metrics.values())))
-        run_report.write(here, data, tables, metrics)
-        _show(here, data, metrics)
+        run_report.write(here, data, tables, metrics, doubts)
+        _show(here, data, metrics, doubts)
     barrier("conclusion")
+
+
+def _doubts(metrics: Mapping[str, dict[str, Any]]) -> list[str]:
+    """What a reader has to know before the numbers: that a shortcut does nearly as well."""
+    main = next(iter(metrics.values()))
+    found = shortcut.warning(main, metrics["shortcut"]) if "shortcut" in metrics else ""
+    return [found] if found else []
 
 
 def arm_tables(here: Run, data: Data) -> dict[str, Table]:
@@ -99,11 +110,12 @@ def _final_bundle(here: Run, data: Data, table: Table, metrics: dict[str, Any]) 
         calibration=facts,
         findings=data.audit.to_json()["findings"],
         provenance=made.provenance,
+        answers=answers.read(here.workdir),
     )
     bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts), render_card(card))
 
 
-def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]]) -> None:
+def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]], doubts: Sequence[str]) -> None:
     console = here.around.console
     main = data.target or data.source
     assert main is not None
@@ -112,6 +124,10 @@ def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]]) -> None:
     number = next(iter(metrics.values()))["n"]
     title = f"{kind}{main.spec}: {number} images, 95% intervals"
     console.table(title, ["", *(name.replace("_", " ") for name in SHOWN)], rows)
+    for doubt in doubts:
+        console.warn(doubt)
     console.say(bundles.DISCLAIMER)
     console.say(f"Bundle: {here.workdir / 'bundle'}")
+    if open_questions := len(set(answers.ASKED) - set(answers.read(here.workdir))):
+        console.say(f"Card: {open_questions} things only you know are asked in {here.workdir / answers.FILE}")
     console.say(f"Report: {here.workdir / 'report.html'}")

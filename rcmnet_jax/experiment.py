@@ -17,11 +17,12 @@ from rcmnet_jax.checkpoint.transfer import transfer
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.splits import Fold
-from rcmnet_jax.evaluation import probe, shortcut
+from rcmnet_jax.evaluation import features, probe, shortcut
 from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import recover_folders, write_json
 from rcmnet_jax.intake import Data
 from rcmnet_jax.models import Network
+from rcmnet_jax.report import answers
 from rcmnet_jax.stages import Job, Pixels, Run, Weights
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.loop import Surroundings
@@ -49,6 +50,8 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         canary.check()
         if is_main_process():
             note_environment(workdir, console)
+            answers.ask(workdir)
+        answers.read(workdir)  # refused now, not after the training
         records = Records(workdir, active=is_main_process())
         try:
             here = Run(config, workdir, placement, Surroundings(records, console, stop))
@@ -97,6 +100,7 @@ def pretrain(here: Run, data: Data) -> Bundle:
         split = "test" if len(data.holdout["test"]) else "val"
         made = bundles.load(folder / "bundle")
         table = stages.table_of(made, data.source, data.holdout[split], here.placement, split=split, seed=-1, fold=-1)
+        features.leave(folder, made, data.source, data.holdout[split], here.placement)
         stages.report_leaf(here, folder, table, stages.provenance(job, trained))
         conclusion.say_leaf(here, folder, f"pretrain, {split}")
     return bundles.load(folder / "bundle")
@@ -178,6 +182,8 @@ def _leave_leaf(here: Run, job: Job, trained: stages.Trained, fold: Fold, seed: 
     made = bundles.load(job.folder_of / "bundle")
     data = job.pixels.data
     table = stages.table_of(made, data, fold.test, here.placement, split="oof", seed=seed, fold=number)
+    if job.name.split("/")[0] in ("transfer", "probe"):
+        features.leave(job.folder_of, made, data, fold.test, here.placement)
     stages.report_leaf(here, job.folder_of, table, stages.provenance(job, trained))
     conclusion.say_leaf(here, job.folder_of, job.name)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rcmnet_jax.evaluation.shortcut import fit_predict, usefulness
+from rcmnet_jax.evaluation.shortcut import fit_predict, usefulness, warning
 
 NAMES = ("height", "width", "aspect", "file_bytes", "format", "border_red", "mean_red", "std_red")
 
@@ -116,3 +116,28 @@ def test_crop_size_and_brightness_tell_activated_t_cells_from_quiescent_ones():
     found = {u.family: u for u in usefulness(data.examples, 2)}
     assert found["size and brightness"].folds == 4
     assert found["size and brightness"].balanced_accuracy == pytest.approx(0.79, abs=0.02)
+
+
+def metrics(value, low, high, classes=4):
+    entry = {"value": value, "low": low, "high": high}
+    return {"balanced_accuracy": entry, "per_class": {str(k): {"support": 9} for k in range(classes)}}
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "words"),
+    [
+        ((0.49, 0.39, 0.59), ""),  # 44% of the gain, and apart
+        ((0.54, 0.48, 0.60), "53% of what the network gains over guessing"),
+        ((0.90, 0.70, 0.97), "has shown nothing beyond the way the images came"),
+        ((0.49, 0.25, 0.76), "the intervals overlap"),
+        ((0.20, 0.10, 0.90), ""),  # worse than guessing explains nothing
+        ((None, None, None), ""),
+    ],
+)
+def test_a_shortcut_that_explains_most_of_the_accuracy_is_said_in_words(shortcut, words):
+    text = warning(metrics(0.80, 0.75, 0.85), metrics(*shortcut))
+    assert words in text
+    assert bool(text) == bool(words)
+    if words:
+        assert f"{shortcut[0]:.1%}" in text
+        assert "80.0% (75.0% to 85.0%), guessing 25.0%" in text

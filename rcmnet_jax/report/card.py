@@ -6,6 +6,7 @@ the two ask the same; an item is filled in only from facts at hand, and the rest
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from rcmnet_jax.report import story
 from rcmnet_jax.report.inputs import DataFacts
 
 NOTICE = "Research use only, not a medical device: never for diagnosis or the care of a patient."
+MARK = "Taken in: "
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def render_card(facts: CardFacts) -> str:
         missing=[item for item in ITEMS if item.key not in known],
         total=len(ITEMS),
         answered=len(known),
+        mark=mark(facts.answers),
         rows=summary_rows(facts.metrics) if facts.metrics else [],
         n=facts.metrics["n"] if facts.metrics else 0,
         groups=facts.metrics["groups"] if facts.metrics else 0,
@@ -145,6 +148,14 @@ def answers(facts: CardFacts) -> dict[str, list[str]]:
     }
     known |= {key: [text] for key, text in facts.answers.items()}
     return {item.key: known[item.key] for item in ITEMS if known.get(item.key)}
+
+
+def mark(answers: Mapping[str, str]) -> str:
+    """The line on the answers taken in, empty without any: by it one sees whether a card has the latest."""
+    if not answers:
+        return ""
+    digest = hashlib.sha256(repr(sorted(answers.items())).encode()).hexdigest()[:16]
+    return f"{MARK}{len(answers)} answers of its maker, {digest}."
 
 
 def plain(text: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rcmnet_jax import __version__
 from rcmnet_jax.evaluation.metrics import HEADLINES, compute
+from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.report import figures as drawing
 from rcmnet_jax.report import plots, story
 from rcmnet_jax.report.figures import Figure
@@ -28,6 +29,7 @@ CONTENTS = (
     ("groups", "Folds, groups, seeds"),
     ("confidence", "Confidence"),
     ("data", "Data"),
+    ("embedding", "Map of the images"),
     ("learning", "Learning curves"),
     ("provenance", "Provenance"),
 )
@@ -54,6 +56,7 @@ def draw(inputs: ReportInputs, metrics: Mapping[str, Any]) -> dict[str, Figure |
         "group": plots.parts_plot(metrics["per_group"], "group", metrics["top1"]),
         "fold": plots.parts_plot(metrics["per_fold"], "fold", metrics["top1"]),
         "learning": plots.learning(inputs.log),
+        "embedding": plots.embedding_map(inputs.embedding, known),
     }
 
 
@@ -79,14 +82,15 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
         css=css,
         version=__version__,
         synthetic=synthetic,
-        contents=[(id, text) for id, text in CONTENTS if id != "learning" or figures.get("learning")],
+        contents=[(id, text) for id, text in CONTENTS if figures.get(id, True)],
         trained=story.trained(inputs, metrics),
         headline=main,
         headline_name=name,
         chance=1 / max(present, 1),
         certainty=story.certainty(metrics),
         fails=story.fails(metrics),
-        warnings=[*inputs.notes, *metrics["warnings"]],
+        doubts=list(inputs.doubts),
+        warnings=[line for line in (*inputs.notes, *metrics["warnings"]) if line not in inputs.doubts],
         metrics=metrics,
         headlines=list(HEADLINES.items()),
         arms=inputs.arms or {"this table": metrics},
@@ -153,8 +157,8 @@ def _part_name(key: str, part: Mapping[str, Any]) -> str:
     return f"fold {part['fold']}" if part["seed"] < 0 else f"seed {part['seed']}, fold {part['fold']}"
 
 
-def examples(inputs: ReportInputs) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Thumbnails of the most confident errors, and of images that are right, spread over the classes."""
+def examples(inputs: ReportInputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Thumbnails of the most confident errors, with what the network looked at, and of images that are right."""
     if inputs.images is None:
         return [], []
     table, order = inputs.table, np.argsort(-inputs.table.confidence, kind="stable")
@@ -165,22 +169,30 @@ def examples(inputs: ReportInputs) -> tuple[list[dict[str, str]], list[dict[str,
     return wrong, _shots(inputs, middle, RIGHT)
 
 
-def _shots(inputs: ReportInputs, rows: list[int], most: int) -> list[dict[str, str]]:
-    shots: list[dict[str, str]] = []
+def _shots(inputs: ReportInputs, rows: list[int], most: int) -> list[dict[str, Any]]:
+    pictures: dict[int, NDArray[np.uint8]] = {}
     seen: set[str] = set()
     table, read = inputs.table, inputs.images
     for row in rows:
         path = str(table.path[row])
-        if len(shots) == most or read is None:
+        if len(pictures) == most or read is None:
             break
         if path in seen or (image := read(path)) is None:
             continue
         seen.add(path)
-        label, said = str(table.label[row]), str(table.prediction[row])
-        alt = f"{label}, predicted {said} with confidence {table.confidence[row]:.2f}"
-        words = {"label": label, "prediction": said, "confidence": story.number(float(table.confidence[row]))}
-        shots.append({"uri": thumbnail(image), "alt": alt, "path": path, **words})
-    return shots
+        pictures[row] = image
+    chosen = list(pictures)
+    looked = inputs.explain(table.select(np.array(chosen))) if inputs.explain and chosen else [{} for _ in chosen]
+    return [_shot(table, row, pictures[row], maps) for row, maps in zip(chosen, looked, strict=True)]
+
+
+def _shot(table: Table, row: int, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
+    label, said, confidence = str(table.label[row]), str(table.prediction[row]), float(table.confidence[row])
+    alt = f"{label}, predicted {said} with confidence {confidence:.2f}"
+    views = [(thumbnail(image), alt)]
+    views += [(thumbnail(view), f"{title} of the image before, for {said}") for title, view in maps.items()]
+    words = {"label": label, "prediction": said, "confidence": story.number(confidence)}
+    return {"views": views, "titles": ["input", *maps], "path": str(table.path[row]), **words}
 
 
 def thumbnail(image: NDArray[np.uint8]) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rcmnet_jax.evaluation.table import Table
 
 ImageReader = Callable[[str], NDArray[np.uint8] | None]
+Explainer = Callable[[Table], list[dict[str, NDArray[np.uint8]]]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """Pooled features of images and words on whose they are, for the map of how the images lie to each other."""
+
+    path: NDArray[np.str_]  # (N,) of the table
+    values: NDArray[np.floating]  # (N, C)
+    whose: str  # such as 'the pretrained network, which has not seen these images'
+
+
+@dataclass(frozen=True)
 class ReportInputs:
     """All that `render` shows.
 
@@ -37,6 +47,7 @@ class ReportInputs:
     the main one first. `log` holds rows of log.jsonl. `images` takes a path of the table and returns that image as
     (H, W, 3) uint8, or None. `findings` are the audit's, each {"level", "name", "message"}; None where there was no
     audit. `comparison` is what `compare` returned. `provenance` maps a heading to anything that JSON can hold.
+    `explain` takes rows of the table and gives for each what the network that predicted it looked at, pictures by title.
     """
 
     table: Table
@@ -50,6 +61,9 @@ class ReportInputs:
     images: ImageReader | None = None
     findings: Sequence[Mapping[str, Any]] | None = None
     comparison: Mapping[str, Any] | None = None
+    doubts: Sequence[str] = ()  # of the notes those that a reader has to know before the numbers
+    explain: Explainer | None = None
+    embedding: Embedding | None = None
     notes: Sequence[str] = ()  # warnings of the run that the reader must see
     provenance: Mapping[str, Any] = field(default_factory=dict)
     synthetic: bool = False

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from rcmnet_jax.evaluation.projection import neighbours_agree, principal
 from rcmnet_jax.evaluation.reliability import risk_coverage
 from rcmnet_jax.evaluation.table import Floats, Table
 from rcmnet_jax.report.figures import Figure, canvas, dash, faint, figure, ink, series
+from rcmnet_jax.report.inputs import Embedding
 
 POINTS = 160  # of a curve: more cannot be seen
+DOTS = 1500  # of the map of features
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")  # of the classes: colour is never the only mark
 CURVES = 8  # classes drawn one by one; beyond it, those with the lowest area
 
 
@@ -132,6 +136,41 @@ def parts_plot(parts: Sequence[Mapping[str, Any]], key: str, overall: Mapping[st
         worst, best = ordered[0]["top1"]["value"], ordered[-1]["top1"]["value"]
         alt = f"Top-1 of {len(ordered)} {key}s, from {worst:.1%} to {best:.1%}; all images {overall['value']:.1%}."
         return figure(drawing, f"per_{key}", alt, f"Top-1 of each {key} with its Wilson interval.")
+
+
+def embedding_map(found: Embedding | None, table: Table) -> Figure | None:
+    """Features of the labelled images on their first two principal components, errors ringed."""
+    if found is None:
+        return None
+    row_of = {path: row for row, path in enumerate(table.path.tolist())}
+    shown = np.array([k for k, path in enumerate(found.path.tolist()) if path in row_of], np.int64)
+    shown = shown[np.linspace(0, len(shown) - 1, min(len(shown), DOTS)).astype(int)]
+    if len(shown) < 3:
+        return None
+    rows = np.array([row_of[path] for path in found.path[shown].tolist()])
+    label, wrong = table.label[rows], table.label[rows] != table.prediction[rows]
+    places, shares = principal(found.values[shown])
+    agree, chance = neighbours_agree(found.values[shown], label, table.group[rows])
+    with canvas(7.2, 5.0) as (drawing, axes):
+        ax = axes[0, 0]
+        for i, name in enumerate(n for n in table.classes if (label == n).any()):
+            here = places[label == name]
+            style = {"color": series(i), "marker": MARKS[i % len(MARKS)], "markersize": 4.5, "alpha": 0.75}
+            ax.plot(here[:, 0], here[:, 1], linestyle="", markeredgewidth=0, label=short(name), **style)
+        ring = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": ink(), "markersize": 8}
+        ax.plot(
+            places[wrong, 0], places[wrong, 1], linestyle="", markeredgewidth=0.8, label="predicted wrongly", **ring
+        )
+        ax.set(xlabel=f"first component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        told = f"{agree:.0%} of the images have a nearest neighbour of their own class, {chance:.0%} by chance"
+        told = "no neighbour outside the own group" if np.isnan(agree) else told
+        text = f"{len(rows)} images by the features of {found.whose}: {told}, in all {found.values.shape[1]} features"
+        other = " and outside their own group" if (table.group[rows] != "").any() else ""
+        caption = f"{text}{other}. What lies together here need not do so in all features."
+        return figure(drawing, "embedding", f"Map of features, a dot an image. {text}{other}.", caption)
 
 
 def learning(log: Sequence[Mapping[str, Any]]) -> Figure | None:

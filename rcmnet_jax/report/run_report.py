@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rcmnet_jax import bundle as bundles
 from rcmnet_jax.config import to_dict
+from rcmnet_jax.evaluation import features
 from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import to_json
 from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.report.html import render
-from rcmnet_jax.report.inputs import DataFacts, ImageReader, ReportInputs
+from rcmnet_jax.report.inputs import DataFacts, Embedding, Explainer, ImageReader, ReportInputs
 from rcmnet_jax.training.records import read_rows
 from rcmnet_jax.workdir import read_json
 
@@ -24,12 +26,19 @@ if TYPE_CHECKING:
     from rcmnet_jax.stages import Run
 
 
-def write(here: Run, data: Data, tables: Mapping[str, Table], metrics: Mapping[str, dict[str, Any]]) -> None:
+def write(
+    here: Run,
+    data: Data,
+    tables: Mapping[str, Table],
+    metrics: Mapping[str, dict[str, Any]],
+    doubts: Sequence[str] = (),
+) -> None:
     """Writes comparison.json, if there are arms to compare, then report.html, whose presence marks the run as done.
 
     Args:
       tables: each arm's joined table, the main one first.
       metrics: of the same arms.
+      doubts: sentences that stand before the numbers.
     """
     comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
     if comparison is not None:
@@ -48,6 +57,9 @@ def write(here: Run, data: Data, tables: Mapping[str, Table], metrics: Mapping[s
         arms=metrics,
         log=read_rows(here.workdir / "log.jsonl"),
         images=reader(main),
+        explain=explainer(here, main, arm),
+        embedding=_embedding(here, data),
+        doubts=doubts,
         findings=data.audit.to_json()["findings"],
         comparison=comparison,
         notes=data.notes,
@@ -69,6 +81,41 @@ def reader(data: PreparedSet) -> ImageReader:
         return None if path not in rows else data.images(np.array([rows[path]]))[0]
 
     return read
+
+
+def explainer(here: Run, data: PreparedSet, arm: str) -> Explainer:
+    """From rows of an arm's table to what the network of each row's own fold looked at; it has not seen the image."""
+    places = {path: row for row, path in enumerate(data.examples.path.tolist())}
+
+    def explain(table: Table) -> list[dict[str, np.ndarray]]:
+        from rcmnet_jax.evaluation.overlay import blend, explained
+
+        shown: list[dict[str, np.ndarray]] = [{} for _ in range(len(table))]
+        for seed, fold in sorted(set(zip(table.seed.tolist(), table.fold.tolist(), strict=True))):
+            leaf = here.workdir / arm if fold < 0 else here.workdir / arm / f"seed_{seed}" / f"fold_{fold}"
+            if not bundles.is_sound(leaf / "bundle"):
+                continue
+            rows = np.flatnonzero((table.seed == seed) & (table.fold == fold))
+            images = data.images([places[path] for path in table.path[rows].tolist()])
+            classes = np.array([table.classes.index(name) for name in table.prediction[rows].tolist()])
+            for title, maps in explained(bundles.load(leaf / "bundle"), images, classes).items():
+                for k, row in enumerate(rows.tolist()):
+                    shown[row][title] = blend(images[k], maps[k])
+        return shown
+
+    return explain
+
+
+def _embedding(here: Run, data: Data) -> Embedding | None:
+    """The pretrained body's features: of the target, which it never saw, by way of the probe; else of the source."""
+    if data.target is None:
+        found = features.read(here.workdir / "pretrain")
+        whose = "the trained network, which was not trained on these images"
+    else:
+        leaves = [here.workdir / "probe" / "seed_0" / f"fold_{k}" for k in range(len(data.folds[0]))]
+        found = features.joined([features.read(leaf) for leaf in leaves])
+        whose = "the pretrained network, before it saw any of these images"
+    return None if found is None else Embedding(found.path, found.values, whose)
 
 
 def data_facts(data: Data) -> list[DataFacts]:

@@ -148,6 +148,10 @@ def lacks(inputs: ReportInputs, metrics: Metrics) -> list[str]:
         lines.append("A baseline: without one, no value above says whether the method is worth its trouble.")
     if inputs.images is None:
         lines.append("Example images.")
+    elif inputs.explain is None:
+        lines.append("What the network looked at: `python -m rcmnet_jax predict --explain` shows it.")
+    if inputs.embedding is None:
+        lines.append("A map of the images by the network's features, which a run with the arm probe has.")
     if not inputs.log:
         lines.append("Learning curves.")
     if metrics["per_seed"]["top1"]["sd"] is None:
