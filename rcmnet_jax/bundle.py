@@ -18,6 +18,7 @@ from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated
+    from rcmnet_jax.evaluation.predict import Responses
     from rcmnet_jax.models import Network
     from rcmnet_jax.training.sharding import Placement
 
@@ -41,15 +42,21 @@ class Bundle:
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
         """Logits (N, K) float32 of prepared images, uint8 (N, S, S, 3)."""
-        from rcmnet_jax.evaluation.predict import forward
+        return self.responses(images, placement).logits
 
-        return forward(self.network, self.params, self.batch_stats, images, placement)
+    def responses(self, images: np.ndarray, placement: Placement) -> Responses:
+        """Logits and pooled features of prepared images, uint8 (N, S, S, 3)."""
+        from rcmnet_jax.evaluation.predict import respond
+
+        return respond(self.network, self.params, self.batch_stats, images, placement)
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
-        """Probabilities (N, K) float64, calibrated where the bundle is, with its flags for doubt and strangeness."""
-        from rcmnet_jax.evaluation.calibration import apply
+        """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
+        from rcmnet_jax.evaluation import calibration, novelty
 
-        return apply(self.calibration, self.logits(images, placement), self.classes)
+        found = self.responses(images, placement)
+        seen = novelty.spaces(images, found.embedding) if "ood" in self.calibration else None
+        return calibration.apply(self.calibration, found.logits, self.classes, seen)
 
 
 def write(folder: Path, bundle: Bundle, card: str = "") -> None:

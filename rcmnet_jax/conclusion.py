@@ -97,10 +97,10 @@ def per_image(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 def _final_bundle(here: Run, data: Data, table: Table, metrics: dict[str, Any]) -> None:
     made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
-    facts: dict[str, Any] = {}
+    facts = dict(made.calibration)
     if data.target is not None:
         log_p, truth = per_image(table)
-        facts = calibration.calibrate(log_p, truth, table.classes, fitted_on="pooled out-of-fold predictions")
+        facts |= calibration.calibrate(log_p, truth, table.classes, fitted_on="pooled out-of-fold predictions")
     card = CardFacts(
         model=made.network.config.name,
         classes=made.classes,

@@ -17,7 +17,7 @@ from rcmnet_jax.checkpoint.transfer import transfer
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.splits import Fold
-from rcmnet_jax.evaluation import features, probe, shortcut
+from rcmnet_jax.evaluation import features, novelty, probe, shortcut
 from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import recover_folders, write_json
 from rcmnet_jax.intake import Data
@@ -226,7 +226,21 @@ def _final(here: Run, pixels: Pixels, data: Data, source: Bundle | None) -> None
     if here.config.target.select == "inner":
         job = dataclasses.replace(job, steps=_settled_steps(here, data, len(rows), job.steps))
     trained = stages.fit(job)
-    stages.leave(job, trained)
+    stages.leave(job, trained, _out_of_fold_ratios(here, data))
+
+
+def _out_of_fold_ratios(here: Run, data: Data) -> np.ndarray:
+    """(M,) how near each target image came to the threshold of the network that had not seen it, mean over seeds."""
+    assert data.target is not None
+    total, count = np.zeros((2, len(data.target.examples.path)))
+    for seed, folds in enumerate(data.folds):
+        for number, fold in enumerate(folds):
+            leaf = bundles.load(here.workdir / f"transfer/seed_{seed}/fold_{number}/bundle")
+            found = novelty.ratio(leaf, data.target, fold.test, here.placement)
+            total[fold.test[: len(found)]] += found
+            count[fold.test[: len(found)]] += 1
+    ratios: np.ndarray = total[count > 0] / count[count > 0]
+    return ratios
 
 
 def _settled_steps(here: Run, data: Data, images: int, longest: int) -> int:

@@ -20,6 +20,7 @@ from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig, conf
 from rcmnet_jax.data.loader import Loader, ResidentLoader, StreamLoader
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import novelty
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.predict import forward, reestimate
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
@@ -239,19 +240,14 @@ def provenance(job: Job, trained: Trained) -> dict[str, Any]:
     }
 
 
-def leave(job: Job, trained: Trained, calibration: dict[str, Any] | None = None) -> None:
-    """Writes the network's bundle into its folder."""
+def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
+    """Writes the network's bundle into its folder; `ratios` are as for `novelty.widened`."""
+    data = job.pixels.data
+    made = Bundle(job.network, data.classes, data.rule, trained.params, trained.batch_stats, provenance(job, trained))
+    facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
+    facts = facts if ratios is None else novelty.widened(facts, ratios)
     if is_main_process():
-        made = Bundle(
-            job.network,
-            job.pixels.data.classes,
-            job.pixels.data.rule,
-            trained.params,
-            trained.batch_stats,
-            provenance(job, trained),
-            calibration or {},
-        )
-        bundles.write(job.folder_of / "bundle", made)
+        bundles.write(job.folder_of / "bundle", dataclasses.replace(made, calibration={"ood": facts} if facts else {}))
     barrier(f"{job.name}/bundle")
 
 

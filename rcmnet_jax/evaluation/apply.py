@@ -56,7 +56,9 @@ def _adapted(bundle: Bundle, data: PreparedSet, placement: Placement) -> Bundle:
     if not bundle.batch_stats:
         raise UserError("--adapt: this bundle's model has no BatchNorm statistics. Leave the flag out.")
     stats = reestimate(bundle.network, bundle.params, bundle.batch_stats, data.images(), placement)
-    return dataclasses.replace(bundle, batch_stats=jax.device_get(stats))
+    # What is strange was learnt with the old statistics: the flag would now hide just what made adapting worth a try.
+    known = {key: value for key, value in bundle.calibration.items() if key != "ood"}
+    return dataclasses.replace(bundle, batch_stats=jax.device_get(stats), calibration=known)
 
 
 def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 4096) -> Table:

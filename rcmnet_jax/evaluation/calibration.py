@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import novelty
 from rcmnet_jax.evaluation.table import Floats, Ints
 
 Mask = NDArray[np.bool_]
 
 COLDEST, HOTTEST = 0.05, 20.0
 ALPHA = 0.1  # share of each class's images whose true class may be missing from the prediction set
-KEPT = 0.99  # share of known images that pass as known
 
 
 @dataclass(frozen=True)
@@ -117,40 +117,36 @@ def energy(logits: NDArray[np.floating]) -> Floats:
     return value
 
 
-def fit_energy(logits: NDArray[np.floating], kept: float = KEPT) -> dict[str, Any]:
-    """{"score", "threshold", "kept"}: the energy below which the share `kept` of known images lies."""
-    level = conformal_quantile(energy(logits), 1 - kept)
-    value = float(energy(logits).max()) if level is None else level
-    return {"score": "energy", "threshold": value, "kept": kept}
-
-
 def calibrate(
     log_probabilities: NDArray[np.floating],
     labels: NDArray[np.integer],
     classes: Sequence[str],
     *,
-    logits: NDArray[np.floating] | None = None,
     alpha: float = ALPHA,
     fitted_on: str = "",
 ) -> dict[str, Any]:
-    """The content of calibration.json from held-out rows: temperature, conformal thresholds, and, with logits, OOD.
+    """The content of calibration.json from held-out rows: temperature and conformal thresholds.
 
     Args:
       log_probabilities: (N, K), as the uncalibrated network gives them; logits do as well.
-      logits: (M, K) of known images, labels not needed; without them there is no OOD threshold.
       fitted_on: words on the rows, kept.
     """
     y = np.asarray(labels)
     temperature = fit_temperature(log_probabilities, y)
     facts: dict[str, Any] = {"temperature": temperature, "fitted_on": fitted_on, "rows": int((y >= 0).sum())}
     facts["conformal"] = fit_conformal(apply_temperature(log_probabilities, temperature), y, classes, alpha)
-    if logits is not None and len(logits):
-        facts["ood"] = fit_energy(logits)
     return facts
 
 
-def apply(facts: Mapping[str, Any], logits: NDArray[np.floating], classes: Sequence[str]) -> Calibrated:
+def apply(
+    facts: Mapping[str, Any],
+    logits: NDArray[np.floating],
+    classes: Sequence[str],
+    seen: novelty.Spaces | None = None,
+) -> Calibrated:
     """Calibrated probabilities and flags of logits (N, K), by the content of calibration.json (may be empty).
+
+    `seen` holds what `novelty.spaces` gives for the same images; without it only an energy can flag them.
 
     Raises:
       UserError: a calibration that does not fit these classes, or is not one.
@@ -164,8 +160,10 @@ def apply(facts: Mapping[str, Any], logits: NDArray[np.floating], classes: Seque
         flags, strange = unknown, unknown
         if "conformal" in facts:
             flags = abstain(p, facts["conformal"]["thresholds"], classes).astype(np.int64)
-        if "ood" in facts:
+        if facts.get("ood", {}).get("score") == "energy":
             strange = (energy(logits) > float(facts["ood"]["threshold"])).astype(np.int64)
-    except (KeyError, TypeError, ValueError) as error:
+        elif facts.get("ood") and seen is not None:
+            strange = (novelty.score(facts["ood"], seen) > float(facts["ood"]["threshold"])).astype(np.int64)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"calibration.json: does not fit this bundle ({error}). Take a sound copy.") from error
     return Calibrated(p, flags, strange)

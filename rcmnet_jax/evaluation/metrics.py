@@ -190,16 +190,18 @@ def _per_part(table: Table, column: str) -> list[dict[str, Any]]:
 
 def _selective(table: Table) -> dict[str, Any]:
     """What abstention and the out-of-distribution flag do, where the bundle set them."""
-    known = table.abstain >= 0
+    known, flagged = table.abstain >= 0, table.ood[table.ood >= 0]
+    strange = float((flagged == 1).mean()) if len(flagged) else None
     if not known.any():
-        return {"coverage": None, "reason": "the table does not say where the model abstains"}
-    answered, flagged = known & (table.abstain == 0), table.ood[table.ood >= 0]
+        reason = "the table does not say where the model abstains"
+        return {"coverage": None, "reason": reason, "out_of_distribution": strange}
+    answered = known & (table.abstain == 0)
     right = table.label == table.prediction
     return {
         "coverage": float(answered.sum() / known.sum()),
         "top1_of_answered": float(right[answered].mean()) if answered.any() else None,
         "top1_of_abstained": float(right[known & ~answered].mean()) if (known & ~answered).any() else None,
-        "out_of_distribution": float((flagged == 1).mean()) if len(flagged) else None,
+        "out_of_distribution": strange,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,17 @@ Tree = Any
 BATCH = 64  # images a forward pass: larger gains nothing on CPU, and every bundle then has one compiled shape
 
 
+class Responses(NamedTuple):
+    """What a network makes of N images: logits (N, K), and the pooled features that its head sees (N, C); float32."""
+
+    logits: Any
+    embedding: Any
+
+
 @functools.lru_cache(maxsize=16)
-def _forward(network: Network, placement: Placement, output: str) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
-    def run(params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:
-        x = images.astype(jnp.float32) / 255
-        if output == "embedding":
-            return network.embed(params, batch_stats, x)
-        return network(params, batch_stats, x, train=False)[0]
+def _forward(network: Network, placement: Placement) -> Callable[[Tree, Tree, jax.Array], Responses]:
+    def run(params: Tree, batch_stats: Tree, images: jax.Array) -> Responses:
+        return Responses(*network.respond(params, batch_stats, images.astype(jnp.float32) / 255))
 
     where = (placement.replicated, placement.replicated, placement.split)
     return jax.jit(run, in_shardings=where, out_shardings=placement.replicated)
@@ -38,21 +42,26 @@ def forward(
     *,
     output: str = "logits",
 ) -> np.ndarray:
-    """Logits (N, K) or pooled embeddings (N, C), float32, of uint8 images (N, S, S, 3).
+    """One of the responses: "logits" (N, K) or "embedding" (N, C)."""
+    made: np.ndarray = getattr(respond(network, params, batch_stats, images, placement), output)
+    return made
+
+
+def respond(network: Network, params: Tree, batch_stats: Tree, images: np.ndarray, placement: Placement) -> Responses:
+    """Logits and embeddings, as numpy arrays, of uint8 images (N, S, S, 3).
 
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
     """
     size = -(-BATCH // placement.devices) * placement.devices
-    run = _forward(network, placement, output)
-    parts: list[jax.Array] = []
-    for start in range(0, len(images), size):
+    run = _forward(network, placement)
+    parts: list[Responses] = []
+    for start in range(0, max(len(images), 1), size):
         chunk = images[start : start + size]
         if len(chunk) < size:
             chunk = np.concatenate([chunk, np.zeros((size - len(chunk), *chunk.shape[1:]), np.uint8)])
         parts.append(run(params, batch_stats, placement.put_batch(np.ascontiguousarray(chunk[placement.share(size)]))))
-    if not parts:
-        return np.zeros((0, network.classes if output == "logits" else 0), np.float32)
-    return np.concatenate([np.asarray(part) for part in parts])[: len(images)]
+    joined: Responses = jax.tree.map(lambda *each: np.concatenate([np.asarray(p) for p in each])[: len(images)], *parts)
+    return joined
 
 
 @functools.lru_cache(maxsize=16)

@@ -109,6 +109,14 @@ class Network:
         """The spatial mean of the features, which the head sees, (B, C) in float32."""
         return _pool(self.features(params, batch_stats, images, dtype=dtype))
 
+    def respond(
+        self, params: Params, batch_stats: BatchStats, images: ArrayLike, *, dtype: DTypeLike = jnp.float32
+    ) -> tuple[Array, Array]:
+        """Logits (B, K) and what `embed` gives (B, C), from one pass in inference mode."""
+        module, features = self._run(params, batch_stats, images, False, dtype)
+        pooled = _pool(features)
+        return module.fc(pooled), pooled
+
     def feature_map(self, params: Params, batch_stats: BatchStats, images: ArrayLike, layer: str) -> Array:
         """The feature map of a layer in inference mode, (B, h, w, C) float32."""
         module: Any = nnx.merge(self._graphdef, params, batch_stats)

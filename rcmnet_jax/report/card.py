@@ -200,14 +200,16 @@ def _audit(findings: Sequence[Mapping[str, Any]] | None) -> list[str]:
 def _calibration(facts: Mapping[str, Any]) -> list[str]:
     if not facts:
         return []
-    lines = [f"Temperature {facts['temperature']:.3f}, fitted on {facts.get('fitted_on') or 'held-out rows'}."]
+    lines = []
+    if "temperature" in facts:
+        lines = [f"Temperature {facts['temperature']:.3f}, fitted on {facts.get('fitted_on') or 'held-out rows'}."]
     if conformal := facts.get("conformal"):
         rare = f" No promise for {', '.join(conformal['rare'])}: too few images." if conformal["rare"] else ""
         promised = f"the class-conditional conformal set at {1 - conformal['alpha']:.0%} coverage"
         lines.append(f"It abstains unless exactly one class is in {promised}.{rare}")
     if ood := facts.get("ood"):
         lines.append(
-            f"Images whose energy exceeds that of {ood['kept']:.0%} of known images are flagged as unlike them."
+            f"Images farther out than {ood['kept']:.0%} of known ones are flagged as unlike them, by {ood['score']}."
         )
     return lines
 

@@ -90,8 +90,8 @@ def confidence(metrics: Metrics) -> list[str]:
         if chosen["top1_of_abstained"] is not None:
             text += f"; of those it abstains on, {number(chosen['top1_of_abstained'])} would have been right"
         lines.append(text + ".")
-        if chosen["out_of_distribution"]:
-            lines.append(f"{number(chosen['out_of_distribution'])} of the images are unlike those it was fitted on.")
+    if chosen.get("out_of_distribution"):
+        lines.append(f"{number(chosen['out_of_distribution'])} of the images are unlike those it was fitted on.")
     return lines
 
 
