@@ -87,19 +87,19 @@ def table(path: Path, *lines: str, encoding: str = "utf-8", end: str = "\n") -> 
     return write(path, (end.join(lines) + end).encode(encoding))
 
 
-def pack(path: Path, members: Mapping[str | zipfile.ZipInfo, bytes]) -> Path:
-    """A zip."""
+def pack(path: Path, members: Mapping[Any, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip; members are named by text, or by a ZipInfo with a method of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return path
 
 
-def special(name: str, mode: int) -> zipfile.ZipInfo:
-    """The name of a member that has the mode of a link or a device."""
+def special(name: str, mode: int = 0o100644, method: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
+    """The name of a member that has the mode of a link or a device, or is packed in its own way."""
     info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
+    info.external_attr, info.compress_type = mode << 16, method
     return info
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -419,6 +420,18 @@ def test_a_member_that_lies_about_its_size_or_is_damaged_gives_a_reason(tmp_path
     assert source.read(source.items[2]) == png(3)
 
 
+def test_a_member_that_explodes_beyond_the_size_it_claims_is_given_up_before_memory_is_full(tmp_path):
+    path = pack(tmp_path / "t.zip", {"a/1.png": bytes(100 << 20)})
+    patch(path, "a/1.png", "size", 20_000)
+    source = open_source(str(path))
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match="damaged member"):
+        source.read(source.items[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
 def test_an_encrypted_member_is_listed(tmp_path):
     path = pack(tmp_path / "t.zip", {"a/1.png": png(), "a/2.png": png()})
     patch(path, "a/2.png", "flags", 1)
@@ -510,6 +523,23 @@ def test_arrays_of_another_kind_are_refused_and_nothing_is_unpickled(tmp_path, c
     medmnist(tmp_path / "m.npz", **change)
     with pytest.raises(UserError, match=message):
         open_source(str(tmp_path / "m.npz"))
+
+
+def test_labels_that_explode_beyond_the_size_they_claim_are_given_up_before_memory_is_full(tmp_path):
+    labels = io.BytesIO()
+    np.save(labels, np.zeros(100 << 20, np.uint8))
+    medmnist(tmp_path / "m.npz")
+    with zipfile.ZipFile(tmp_path / "m.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["train_labels.npy"] = labels.getvalue().replace(b"(104857600,)", b"(5,)        ", 1)
+    pack(tmp_path / "m.npz", members)
+    patch(tmp_path / "m.npz", "train_labels.npy", "size", 128 + 5)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="not a whole npz file"):
+        open_source(str(tmp_path / "m.npz"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
 
 
 def test_an_npz_of_another_layout_is_refused(tmp_path):

@@ -52,6 +52,13 @@ def _lying(here: Path) -> Words:
     return [pack(here / "m.npz", members)]
 
 
+def _bzipped(here: Path) -> Words:
+    medmnist(here / "m.npz")
+    with zipfile.ZipFile(here / "m.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    return [pack(here / "m.npz", members, zipfile.ZIP_BZIP2)]
+
+
 def _unlabelled(here: Path) -> Words:
     np.savez(here / "m.npz", train_images=_IMAGES)
     return [here / "m.npz"]
@@ -68,7 +75,8 @@ def _damaged(here: Path) -> Words:
 
 
 _ARRAYS, _BYTES = (
-    "objects (pickles), floats, Fortran order, other shapes, several labels an image, labels below 0 or over 9999",
+    "objects (pickles), floats, Fortran order, other shapes, packed by another method, several labels "
+    "an image, labels below 0 or over 9999",
     "shape that does not fit the bytes; not an npz; no `train_images`, no labels; damaged anywhere (one checksum "
     "covers all)",
 )
@@ -81,6 +89,7 @@ NPZ = (
     Refused(_ARRAYS, "floats", _npz(train_images=_IMAGES.astype(np.float32)), "holds float32, not whole numbers"),
     Refused(_ARRAYS, "fortran", _npz(train_images=_FORTRAN), "not whole numbers in C order"),
     Refused(_ARRAYS, "shape", _npz(train_images=_SEVEN), "needed is uint8 (N, H, W) or (N, H, W, 3)"),
+    Refused(_ARRAYS, "method", _bzipped, "train_images.npy is not as NumPy's savez writes it"),
     Refused(_ARRAYS, "several labels", _npz(train_labels=_LABELS), "needed is one label an image"),
     Refused(_ARRAYS, "negative", _npz(train_labels=np.full(5, -1)), "has labels from -1"),
     Refused(_ARRAYS, "over 9999", _npz(train_labels=np.full(5, 10_000)), "has labels from 10000 to 10000"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def archive(here: Path) -> Words:
     }
     members |= {special("a/link.png", 0o120777): b"/etc/passwd", special("a/device.png", 0o020666): b""}
     members |= {"a/bomb.bmp": bytes(40 << 20), "a/locked.png": png(4), "b/damaged.png": png(5), "b/liar.png": png(6)}
+    members |= {special("a/bzip2.png", method=zipfile.ZIP_BZIP2): png(8)}
+    members |= {special("a/lzma.png", method=zipfile.ZIP_LZMA): png(9)}
     members |= {"b/vast.png": png(7)}  # the last, so that it covers no other
     path = pack(here / "t.zip", members)
     patch(path, "a/locked.png", "flags", 1)
@@ -205,10 +208,12 @@ CASES = (
                 "a/../../back.png": _CLIMB,
             },
             "member name with an empty part or `.` in it": {"a//e.png": "name is not a plain path"},
-            "link, device, encrypted": {
+            "link, device, encrypted, packed by another method than deflate": {
                 "a/link.png": "link, not a file",
                 "a/device.png": "not a plain file",
                 "a/locked.png": "encrypted",
+                "a/bzip2.png": "packed by another method than deflate",
+                "a/lzma.png": "packed by another method than deflate",
             },
             "member that would expand over 200 times (and over 16 MiB), or over 1 GiB": dict.fromkeys(
                 ("a/bomb.bmp", "b/vast.png"), "would expand beyond measure"

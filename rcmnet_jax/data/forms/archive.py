@@ -22,6 +22,10 @@ from rcmnet_jax.errors import UserError
 
 _MAX_RATIO = 200  # expanded to stored: images are packed already; a deflate bomb reaches 1000
 _SMALL = 16 << 20  # bytes that any member may expand to whatever the ratio: a blank BMP packs well
+# Bytes asked for at once: asked for a whole member, zipfile expands all that is packed in it before it looks at the
+# size that the member claims. It can stop midway with these methods alone.
+_PIECE = 1 << 16
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MAX_TOTAL = 4 << 30  # bytes that the whole may expand to whatever the ratio
 
 
@@ -40,7 +44,7 @@ class ZipSource(Source):
         info = self._members[item.path]
         try:
             with self._archive.open(info) as member:
-                return member.read()
+                return b"".join(iter(lambda: member.read(_PIECE), b""))
         except DAMAGE as error:
             raise UnreadableError(f"damaged member of the zip ({' '.join(str(error).split())[:100]})") from error
 
@@ -112,6 +116,8 @@ def _unusable(info: zipfile.ZipInfo) -> str:
         return "link, not a file" if stat.S_ISLNK(kind) else "not a plain file"
     if info.flag_bits & 1:
         return "encrypted"
+    if info.compress_type not in _METHODS:
+        return "packed by another method than deflate"
     if info.file_size > MAX_FILE or info.file_size > max(_SMALL, _MAX_RATIO * info.compress_size):
         return "would expand beyond measure"
     return ""

@@ -123,9 +123,11 @@ def open_npz(spec: str, path: Path) -> Source:
 
 def _header(spec: str, archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of a .npy member, the stream left behind its header; refuses objects and lies about the size."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    version, packed = np.lib.format.read_magic(stream), archive.getinfo(name).compress_type
+    # Later versions, for headers of up to 4 GiB, and methods that cannot expand a piece at a time, have no use here.
+    if version != (1, 0) or packed not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"{spec}: {name} is not as NumPy's savez writes it. Save it again.")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     size = archive.getinfo(name).file_size - stream.tell()
     if dtype.hasobject or dtype.kind not in "iu" or (fortran and len(shape) > 1):
         raise UserError(f"{spec}: {name} holds {dtype}, not whole numbers in C order. Save it again as uint8.")
@@ -153,7 +155,8 @@ def _labels(spec: str, archive: zipfile.ZipFile, split: str, count: int) -> npt.
         shape, dtype = _header(spec, archive, name, stream)
         if shape not in ((count,), (count, 1)):
             raise UserError(f"{spec}: {name} has shape {shape} for {count} images; needed is one label an image.")
-        values = np.frombuffer(stream.read(), dtype).astype(np.int64)
+        # With the number of bytes: without, all that is packed there is expanded, whatever the member says of its size.
+        values = np.frombuffer(stream.read(count * dtype.itemsize), dtype).astype(np.int64)
     if len(values) and not 0 <= values.min() <= values.max() < 10_000:
         raise UserError(f"{spec}: {name} has labels from {values.min()} to {values.max()}; needed are 0 to 9999.")
     return values
