@@ -292,6 +292,20 @@ def test_any_manifest_is_read_or_refused(tmp_path, text):
         assert all(not item.path.startswith(("/", "..")) and item.label for item in source.items)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.one_of(st.binary(max_size=200), st.text(alphabet='ab/.,"\n\r trainTEST', max_size=120).map(str.encode)))
+def test_any_splits_file_is_followed_or_refused(tmp_path, text):
+    fill(tmp_path / "data", "a/b.png", "a/t.png")
+    for head in (b"path,split\n", b"split,path\ntrain,a/b.png\n"):
+        (tmp_path / "s.csv").write_bytes(head + text)
+        try:
+            source = open_source(str(tmp_path / "data"), splits=str(tmp_path / "s.csv"))
+        except UserError:
+            continue
+        assert {item.split for item in source.items} <= {"train", "val", "test"}
+        assert {"a/b.png", "a/t.png"} <= {item.path for item in source.items} | {left.path for left in source.skipped}
+
+
 # ---- a user's splits ----
 
 
