@@ -42,7 +42,8 @@ class Bundle:
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
         """Logits (N, K) float32 of prepared images, uint8 (N, S, S, 3)."""
-        return self.responses(images, placement).logits
+        logits: np.ndarray = self.responses(images, placement).logits
+        return logits
 
     def responses(self, images: np.ndarray, placement: Placement) -> Responses:
         """Logits and pooled features of prepared images, uint8 (N, S, S, 3)."""
