@@ -51,6 +51,9 @@ def conclude(here: Run, data: Data) -> None:
         tables = arm_tables(here, data)
         main = next(iter(tables.values()))
         metrics = {arm: compute(table, seed=here.config.seed) for arm, table in tables.items()}
+        facts = _calibrated(data, main)
+        if changed := facts.get("reliability"):
+            next(iter(metrics.values()))["calibration"]["after_temperature"] = changed["after"]
         doubts = _doubts(metrics)
         next(iter(metrics.values()))["warnings"] += doubts
         write_table(main, here.workdir / "predictions.csv")
@@ -58,7 +61,7 @@ def conclude(here: Run, data: Data) -> None:
             if arm != "pretrain":
                 write_atomic(here.workdir / arm / "metrics.json", to_json(values))
         write_atomic(here.workdir / "metrics.json", to_json(next(iter(metrics.values()))))
-        _final_bundle(here, data, main, next(iter(metrics.values())))
+        _final_bundle(here, data, facts, next(iter(metrics.values())))
         run_report.write(here, data, tables, metrics, doubts)
         _show(here, data, metrics, doubts)
     barrier("conclusion")
@@ -95,12 +98,20 @@ def per_image(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return log_p / np.bincount(image)[:, None], table.truth()[first]
 
 
-def _final_bundle(here: Run, data: Data, table: Table, metrics: dict[str, Any]) -> None:
+def _calibrated(data: Data, table: Table) -> dict[str, Any]:
+    """Temperature and conformal thresholds from out-of-fold rows, and what they change; empty without a target."""
+    if data.target is None:
+        return {}
+    log_p, truth = per_image(table)
+    fold = table.fold[np.unique(table.path, return_index=True)[1]]  # of the first seed
+    facts = calibration.calibrate(log_p, truth, table.classes, fitted_on="pooled out-of-fold predictions")
+    changed = calibration.before_and_after(log_p[truth >= 0], truth[truth >= 0], fold[truth >= 0])
+    return {**facts, "reliability": changed} if changed else facts
+
+
+def _final_bundle(here: Run, data: Data, calibrated: dict[str, Any], metrics: dict[str, Any]) -> None:
     made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
-    facts = dict(made.calibration)
-    if data.target is not None:
-        log_p, truth = per_image(table)
-        facts |= calibration.calibrate(log_p, truth, table.classes, fitted_on="pooled out-of-fold predictions")
+    facts = {**made.calibration, **calibrated}
     card = CardFacts(
         model=made.network.config.name,
         classes=made.classes,

@@ -32,6 +32,23 @@ def test_rows_that_are_all_right_do_not_make_it_certain():
     assert calibration.fit_temperature(z, np.full(20, -1)) == 1.0
 
 
+def test_reliability_after_is_of_temperatures_that_did_not_see_the_rows():
+    z, y = drawn(6000, 2.5)
+    parts = np.arange(6000) % 5
+    changed = calibration.before_and_after(z, y, parts)
+    assert changed["after"]["ece"] < 0.25 * changed["before"]["ece"]
+    assert changed["after"]["nll"] < changed["before"]["nll"]
+    assert sum(b["count"] for b in changed["after"]["bins"]) == 6000
+    odd = np.where(parts == 0, 0.2, 1.0)[:, None] * z  # the first part needs a temperature that the others do not know
+    worse = calibration.before_and_after(odd, y, parts)
+    own = calibration.apply_temperature(odd[parts == 0], calibration.fit_temperature(odd[parts == 0], y[parts == 0]))
+    others = calibration.fit_temperature(odd[parts != 0], y[parts != 0])
+    assert others == pytest.approx(2.5, rel=0.1)
+    assert worse["after"]["nll"] > changed["after"]["nll"]
+    assert own.max() > calibration.apply_temperature(odd[parts == 0], others).max()
+    assert calibration.before_and_after(z, y, np.zeros(6000, int)) == {}
+
+
 def test_temperature_keeps_the_order_and_sums_to_one():
     z, _ = drawn(50)
     p = calibration.apply_temperature(z, 3.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation import novelty
+from rcmnet_jax.evaluation import novelty, reliability
 from rcmnet_jax.evaluation.table import Floats, Ints
 
 Mask = NDArray[np.bool_]
@@ -136,6 +136,34 @@ def calibrate(
     facts: dict[str, Any] = {"temperature": temperature, "fitted_on": fitted_on, "rows": int((y >= 0).sum())}
     facts["conformal"] = fit_conformal(apply_temperature(log_probabilities, temperature), y, classes, alpha)
     return facts
+
+
+def before_and_after(
+    log_probabilities: NDArray[np.floating], labels: NDArray[np.integer], parts: NDArray[np.integer]
+) -> dict[str, Any]:
+    """What a temperature does to the reliability: each part's rows by the temperature of the other parts' rows.
+
+    Args:
+      parts: (N,), such as folds; labels are all known.
+
+    Returns:
+      {"before", "after"}, each with "nll", "ece" and "bins" as in metrics.json; empty with fewer than two parts.
+    """
+    z, y = np.asarray(log_probabilities, np.float64), np.asarray(labels)
+    if len(np.unique(parts)) < 2:
+        return {}
+    after = np.empty_like(z)
+    for part in np.unique(parts):
+        own = parts == part
+        after[own] = apply_temperature(z[own], fit_temperature(z[~own], y[~own]))
+    return {"before": _reliability(apply_temperature(z, 1.0), y), "after": _reliability(after, y)}
+
+
+def _reliability(p: Floats, y: NDArray[np.integer]) -> dict[str, Any]:
+    stated, right = p.max(1), (p.argmax(1) == y).astype(np.float64)
+    error = np.abs(reliability.gaps(stated, right, reliability.bins_of(stated))).sum()
+    nll = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
+    return {"nll": float(nll), "ece": float(error), "bins": reliability.reliability(stated, right)}
 
 
 def apply(

@@ -203,6 +203,9 @@ def _calibration(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     if "temperature" in facts:
         lines = [f"Temperature {facts['temperature']:.3f}, fitted on {facts.get('fitted_on') or 'held-out rows'}."]
+    if changed := facts.get("reliability"):
+        errors = [story.number(changed[when]["ece"]) for when in ("before", "after")]
+        lines.append(f"Calibration error {errors[0]} before and {errors[1]} after, by other folds' temperatures.")
     if conformal := facts.get("conformal"):
         rare = f" No promise for {', '.join(conformal['rare'])}: too few images." if conformal["rare"] else ""
         promised = f"the class-conditional conformal set at {1 - conformal['alpha']:.0%} coverage"
