@@ -21,6 +21,11 @@ _PARTS = ("", "_cbam", "_mhsa", "_cbam_mhsa")
 MODEL_NAMES = (*(body + parts for body in _BODIES for parts in _PARTS), "rcmnet", "vit_s16")
 
 
+def parts_of(model: str) -> list[str]:
+    """What a model's name says it is made of, the body first: ['resnet18', 'cbam', 'mhsa'] for rcmnet."""
+    return ("resnet18_cbam_mhsa" if model == "rcmnet" else model).split("_")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. `rcmnet` is resnet18_cbam_mhsa; arXiv 2205.04230's abstract says no more, the rest is our choice."""

@@ -71,6 +71,8 @@ def convert(
         console.say(line)
     if not keeps_head:
         console.warn("the head starts at random: train it before its answers mean anything")
+    elif "cls_token" in state:
+        console.warn("the file's head reads a class token, this model's the patches' mean: train it before use")
     origin = {"file": weights.name, "sha256": sha256_file(weights), "leaves": report.to_dict()}
     provenance = {"stage": "converted", "weights": origin}
     made = Bundle(network, names, ImageRule(size), jax.device_get(params), jax.device_get(stats), provenance)

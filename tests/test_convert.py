@@ -79,7 +79,7 @@ def test_imported_features_pass_through_gates_that_start_at_one(weights, tmp_pat
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_timms_vision_transformer_comes_in_with_its_head(tmp_path):
+def test_timms_vision_transformer_comes_in_with_its_head_and_a_warning_of_its_class_token(tmp_path, capsys):
     state = state_of("vit_s16", size=64)
     position = state.pop("position").reshape(1, 16, 48)
     token = np.zeros((1, 1, 48), np.float32)
@@ -88,6 +88,9 @@ def test_timms_vision_transformer_comes_in_with_its_head(tmp_path):
     save_file(state, tmp_path / "vit.safetensors")
     made = convert(tmp_path / "vit.safetensors", tmp_path / "bundle", "vit_s16", size=64)
     jax.tree.map(np.testing.assert_array_equal, made.params, network("vit_s16", size=64).init(7)[0])
+    said = capsys.readouterr().out
+    assert "unused: 1 leaves" in said
+    assert "reads a class token" in said
 
 
 def test_an_existing_bundle_is_not_written_over(weights, tmp_path):

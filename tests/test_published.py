@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from rcmnet_jax.config import MODEL_NAMES, ModelConfig, from_dict
 from rcmnet_jax.convert import convert
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.models import Network
+from tests.commands import launch, run
 from tests.pickles import Payload, save, save_state
 
 
@@ -134,6 +136,42 @@ def test_without_a_network_the_sentence_says_what_to_do(server, monkeypatch):  #
     with pytest.raises(UserError, match=r"cannot be reached.*download it elsewhere and give the file's path") as caught:
         published.fetch(ModelConfig(width=8))
     assert str(caught.value).count(". ") == 0
+
+
+RUN = """
+import sys
+import launch
+from rcmnet_jax.checkpoint import published
+published.BASE, published.FILES, published.WIDTH = sys.argv.pop(1), {"resnet18": sys.argv.pop(1)}, 8
+sys.exit(launch.guarded(launch.main))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("state")
+def test_a_whole_run_trains_on_from_the_published_weights_with_its_gates_open(server, tmp_path):
+    place = (published.BASE, published.FILES["resnet18"])
+    words = ("--config=configs/pbc.py:smoke", "--config.source.init_from=imagenet", "--config.source.epochs=0.5")
+    words = (*words, f"--workdir={tmp_path / 'run'}")
+    status, said, err = run("-c", RUN, *place, *words)
+    assert status == 0, err
+    assert "initialised from imagenet" in said
+    account = json.loads((tmp_path / "run/pretrain/transfer.json").read_text())
+    assert account["loaded"]["leaves"] > 70
+    assert "params/fc/kernel" in account["new"]["names"]
+    assert bundles.load(tmp_path / "run/bundle").network.imported
+    assert len(server.asked) == 1
+
+
+@pytest.mark.slow
+def test_a_run_without_a_network_ends_with_status_2_and_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("RCMNET_CACHE", str(tmp_path / "cache"))
+    status, _, err = launch(tmp_path / "run", "--config.source.init_from=imagenet", config="configs/cart.py")
+    assert status == 2, err
+    assert err.startswith("error: https://download.pytorch.org/models/resnet18-f37072fd.pth cannot be reached")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run" / "data").exists()
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

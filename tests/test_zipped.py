@@ -98,6 +98,22 @@ def test_a_compressed_member_is_not_unpacked(tmp_path):
         zipped.load(tmp_path / "bad.pth")
 
 
+def test_dicts_within_dicts_that_would_fill_the_memory_are_refused(tmp_path):
+    content = {"w": 0}
+    for _ in range(12):
+        content = {str(i): content for i in range(100)}
+    save(tmp_path / "bad.pth", content)
+    with pytest.raises(NotPlainError, match="far more than its own size"):
+        zipped.load(tmp_path / "bad.pth")
+
+
+def test_one_large_storage_for_very_many_tensors_is_refused(tmp_path):
+    values = np.zeros(1 << 18, np.float32)
+    save(tmp_path / "bad.pth", {str(i): tensor("0", values) for i in range(50)}, values)
+    with pytest.raises(NotPlainError, match="far more than its own size"):
+        zipped.load(tmp_path / "bad.pth")
+
+
 @pytest.mark.parametrize("part", [0.2, 0.6, 0.99])
 def test_a_cut_off_file_is_refused(part, tmp_path):
     values = np.zeros((64, 64), np.float32)

@@ -12,6 +12,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ _STORAGES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 _LARGEST_PICKLE = 1 << 26  # bytes; a state dict's names and shapes take some 100 bytes a tensor
-_DEEPEST = 16  # dicts within dicts
+_DEEPEST = 16  # dicts within dicts; deeper ones hold no weights
+_ENTRY = 100  # bytes that a name in a dict stands for
 
 
 class NotPlainError(ValueError):
@@ -83,7 +85,8 @@ def load(path: Path) -> Mapping[str, Any]:
             found = _Reader(io.BytesIO(archive.read(name))).load()
             if not isinstance(found, Mapping):
                 raise NotPlainError(f"it holds a {type(found).__name__}")
-            return _arrays(found, archive, name.removesuffix("data.pkl"), _DEEPEST)
+            content = _Content(archive, name.removesuffix("data.pkl"), 4 * path.stat().st_size + (1 << 20))
+            return content.arrays(found, _DEEPEST)
     except NotPlainError:
         raise
     except zipfile.BadZipFile as error:
@@ -93,33 +96,47 @@ def load(path: Path) -> Mapping[str, Any]:
         raise NotPlainError(f"{type(error).__name__}: {error}") from error
 
 
-def _arrays(found: Mapping[Any, Any], archive: zipfile.ZipFile, root: str, depth: int) -> dict[str, Any]:
-    if not depth:
-        raise NotPlainError("its dicts are nested too deep")
-    made: dict[str, Any] = {}
-    for name, value in found.items():
-        if isinstance(value, _Tensor):
-            made[str(name)] = _array(value, archive, root)
-        elif isinstance(value, Mapping):
-            made[str(name)] = _arrays(value, archive, root, depth - 1)
-    return made
+@dataclass
+class _Content:
+    """The zip's tensors, and how many bytes may yet be made of it: shared dicts and storages could fill any memory."""
 
+    archive: zipfile.ZipFile
+    root: str
+    left: int
 
-def _array(tensor: _Tensor, archive: zipfile.ZipFile, root: str) -> np.ndarray:
-    """A copy of the tensor's elements, after checking that they lie inside its storage."""
-    member = archive.getinfo(f"{root}data/{tensor.key}")
-    # torch.save never compresses: a member that claims more bytes than the file has is no work of its.
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise NotPlainError("its tensors are compressed")
-    dtype = np.dtype(_STORAGES[tensor.kind])
-    storage = np.frombuffer(archive.read(member), dtype)
-    shape, strides = tuple(map(int, tensor.shape)), tuple(map(int, tensor.strides))
-    if min((tensor.offset, *shape, *strides), default=0) < 0 or len(shape) != len(strides):
-        raise NotPlainError("a tensor has a negative size")
-    if not math.prod(shape):
-        return np.zeros(shape, dtype)
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if last >= len(storage) or math.prod(shape) > len(storage):
-        raise NotPlainError("a tensor reaches beyond its storage")
-    steps = tuple(step * dtype.itemsize for step in strides)
-    return np.lib.stride_tricks.as_strided(storage[tensor.offset :], shape, steps).copy()
+    def arrays(self, found: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        """The tensors of a dict, and of the dicts within it."""
+        made: dict[str, Any] = {}
+        for name, value in found.items():
+            self._spend(_ENTRY)
+            if isinstance(value, _Tensor):
+                made[str(name)] = self._array(value)
+            elif isinstance(value, Mapping) and depth:
+                made[str(name)] = self.arrays(value, depth - 1)
+        return made
+
+    def _array(self, tensor: _Tensor) -> np.ndarray:
+        """A copy of the tensor's elements, after checking that they lie inside its storage."""
+        member = self.archive.getinfo(f"{self.root}data/{tensor.key}")
+        # torch.save never compresses: a member that claims more bytes than the file has is no work of its.
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise NotPlainError("its tensors are compressed")
+        dtype = np.dtype(_STORAGES[tensor.kind])
+        shape, strides = tuple(map(int, tensor.shape)), tuple(map(int, tensor.strides))
+        size = math.prod(shape)
+        if min((tensor.offset, *shape, *strides), default=0) < 0 or len(shape) != len(strides):
+            raise NotPlainError("a tensor has a negative size")
+        if not size:
+            return np.zeros(shape, dtype)
+        self._spend(size * dtype.itemsize)
+        storage = np.frombuffer(self.archive.read(member), dtype)
+        last = tensor.offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if last >= len(storage) or size > len(storage):
+            raise NotPlainError("a tensor reaches beyond its storage")
+        steps = tuple(step * dtype.itemsize for step in strides)
+        return np.lib.stride_tricks.as_strided(storage[tensor.offset :], shape, steps).copy()
+
+    def _spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise NotPlainError("it would unpack to far more than its own size")

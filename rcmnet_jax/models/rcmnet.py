@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rcmnet_jax.config import MODEL_NAMES, ModelConfig, suggestion
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig, parts_of, suggestion
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.models.resnet import Parts, ResNet
 from rcmnet_jax.models.vit import ViT
@@ -13,22 +13,16 @@ from rcmnet_jax.models.vit import ViT
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the registry: its body and attention, and a sentence on where it comes from."""
+    """One model of the registry: its body and which attention it has."""
 
     body: str
     cbam: bool
     mhsa: bool
-    text: str
 
 
 def _entry(name: str) -> Entry:
-    if name == "vit_s16":
-        return Entry("vit", False, False, "ViT-S/16 with the tokens' mean (Dosovitskiy 2021, Beyer 2022)")
-    full = "resnet18_cbam_mhsa" if name == "rcmnet" else name
-    body, *parts = full.split("_")
-    names = {"cbam": "CBAM", "mhsa": "self-attention in stage 4"}
-    text = " + ".join([body.replace("resnet", "ResNet-"), *(names[p] for p in parts)])
-    return Entry(body, "cbam" in parts, "mhsa" in parts, f"RCMNet: {text}" if name == "rcmnet" else text)
+    body, *parts = parts_of(name)
+    return Entry(body, "cbam" in parts, "mhsa" in parts)
 
 
 MODELS: dict[str, Entry] = {name: _entry(name) for name in MODEL_NAMES}

@@ -14,26 +14,16 @@ from rcmnet_jax.models.rcmnet import MODELS
 
 
 def table(image_size: int = 224, classes: int = 8) -> list[dict[str, Any]]:
-    """One row a model: name, parameters, gflops (one image's forward pass, 2 a multiply-add), text."""
+    """One row a model: name, parameters, gflops (one image's forward pass, 2 a multiply-add)."""
     rows = []
-    for name, entry in MODELS.items():
+    for name in MODELS:
         network = Network(ModelConfig(name=name), classes=classes, image_size=image_size)
         params, stats = network.abstract()
         image = placeholder((1, image_size, image_size, 3))
         program = jax.make_jaxpr(lambda *args, network=network: network(*args)[0])(params, stats, image)
         work = _flops(program.jaxpr)
-        rows.append({"name": name, "parameters": count(params), "gflops": round(work / 1e9, 3), "text": entry.text})
+        rows.append({"name": name, "parameters": count(params), "gflops": round(work / 1e9, 3)})
     return rows
-
-
-def describe(image_size: int = 224, classes: int = 8) -> str:
-    """The table as text for a terminal."""
-    lines = [
-        f"{'model':20} {'parameters':>12} {'GFLOP':>8}  ({classes} classes, {image_size} px, 2 FLOP a multiply-add)"
-    ]
-    for row in table(image_size, classes):
-        lines.append(f"{row['name']:20} {row['parameters']:12,} {row['gflops']:8.2f}  {row['text']}")
-    return "\n".join(lines)
 
 
 def _flops(jaxpr: Any) -> int:
