@@ -135,6 +135,9 @@ def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]], doubts: Seq
     number = next(iter(metrics.values()))["n"]
     title = f"{kind}{main.spec}: {number} images, 95% intervals"
     console.table(title, ["", *(name.replace("_", " ") for name in SHOWN)], rows)
+    if (compared := here.workdir / "comparison.json").exists():
+        for sentence in read_json(compared)["sentences"]:
+            console.say(sentence)
     for doubt in doubts:
         console.warn(doubt)
     console.say(bundles.DISCLAIMER)

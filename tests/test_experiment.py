@@ -94,6 +94,7 @@ def test_predict_repeats_each_leafs_table(smoke, tmp_path):
         for row in table(leaf / "predictions.csv"):
             other = again[row["path"]]
             assert (row["sha256"], row["label"], row["group"]) == (other["sha256"], other["label"], other["group"])
+            assert row["ood"] == other["ood"] != ""
             for name in row:
                 if name.startswith("p_"):
                     assert abs(float(row[name]) - float(other[name])) < 1e-5
