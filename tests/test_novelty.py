@@ -97,6 +97,9 @@ def test_appearance_tells_noise_blank_stain_and_blur_apart(size):
     base = np.clip(rng.normal(150, 30, (60, size, size, 3)), 0, 255).astype(np.uint8)
     found = novelty.appearance(base)
     assert found.shape == (60, novelty.AXES["appearance"])
+    many = novelty.appearance(np.concatenate([base, base]))
+    np.testing.assert_array_equal(many, np.concatenate([found, found]))
+    assert novelty.appearance(base[:0]).shape == (0, novelty.AXES["appearance"])
     facts = novelty.fit({"appearance": found}, np.full(60, ""))
     blur = (base.astype(float) + np.roll(base, 1, 1) + np.roll(base, 1, 2)) / 3
     others = {

@@ -28,6 +28,7 @@ MOST = 4096  # images that statistics are fitted on: more change no digit that m
 LEAST = 8  # fewer tell nothing
 PARTS = 5  # of the cross-fit
 QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
+_CHUNK = 64  # images at once: in float64, those of 224 px take 77 MB
 _DIGITS = 7  # of a number that is stored
 
 Spaces = Mapping[str, Floats]
@@ -38,11 +39,16 @@ def appearance(images: NDArray[np.uint8]) -> Floats:
 
     Computed from the network's input alone, so the same on every device.
     """
+    parts = [_appearance(images[start : start + _CHUNK]) for start in range(0, max(len(images), 1), _CHUNK)]
+    return np.concatenate(parts)
+
+
+def _appearance(images: NDArray[np.uint8]) -> Floats:
     x = np.asarray(images, np.float64) / 255
     n, size = len(x), x.shape[1]
-    flat = x.reshape(n, -1, 3)
-    levels = np.sort(flat, axis=1)
-    colours = [levels[:, int(q * (levels.shape[1] - 1))] for q in QUANTILES]
+    flat = x.reshape(n, size * size, 3)
+    levels = np.sort(images.reshape(flat.shape), axis=1)  # of uint8: several times faster
+    colours = [levels[:, int(q * (levels.shape[1] - 1))] / 255 for q in QUANTILES]
     saturation = flat.max(2) - flat.min(2)
     edges, grey = [], x.mean(3)
     for _ in range(3):
