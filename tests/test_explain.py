@@ -136,8 +136,8 @@ def test_a_picture_shows_the_input_beside_its_maps():
 
 @pytest.fixture
 def bundle(tmp_path):
-    made, params, stats = network("rcmnet", 32)
-    bundles.write(tmp_path / "bundle", Bundle(made, CLASSES, ImageRule(32), params, stats, {"stage": "test"}))
+    made, params, stats = network("rcmnet", 64)
+    bundles.write(tmp_path / "bundle", Bundle(made, CLASSES, ImageRule(64), params, stats, {"stage": "test"}))
     return tmp_path / "bundle"
 
 
@@ -157,7 +157,7 @@ def test_predict_explains_every_image_in_a_folder_of_its_own(bundle, cells, tmp_
     assert "<b>" not in page
     assert "t&lt;b&gt;.png" in page
     with Image.open(tmp_path / "why/blast/one.png.png") as picture:
-        assert picture.width > 3 * 224
+        assert picture.width > 3 * 224  # input, heat map, attention
     with (tmp_path / "p.csv").open() as file:
         row = next(csv.DictReader(file))
     assert f"p = {float(row['confidence']):.3f}" in page
@@ -173,7 +173,7 @@ def test_predict_refuses_a_file_or_a_full_folder_before_it_writes(bundle, cells,
 
 def test_labels_and_calibration_do_not_change_the_map(bundle):
     made = bundles.load(bundle)
-    images = pictures(2, 32)
+    images = pictures(2)
     plain = explained(made, images, np.array([0, 1]))
     cooled = explained(dataclasses.replace(made, calibration={"temperature": 3.0}), images, np.array([0, 1]))
     assert list(plain) == list(cooled)

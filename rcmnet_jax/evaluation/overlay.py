@@ -75,14 +75,16 @@ def write_overlays(folder: Path, bundle: Bundle, data: PreparedSet, table: Table
 def explained(bundle: Bundle, images: Image, classes: NDArray[np.integer]) -> dict[str, Floats]:
     """Maps (N, S, S) from 0 to 1 of images (N, S, S, 3), by title: the class's heat map, and attention where there is.
 
-    A heat map is of LayerCAM on the last stage whose map is fine enough; the title says which.
+    The title says by which method and on which layer. A single position holds all attention: that is not shown.
     """
     network, weights = bundle.network, (bundle.params, bundle.batch_stats)
     layer, method = explain.choice(network)
     raw = explain.heat(network, *weights, images, classes, layer=layer, method=method)
     found = {f"{explain.NAMES[method]}, {layer}": explain.enlarge(raw, images.shape[1])}
     if network.attends:
-        found["attention"] = explain.enlarge(explain.attention(network, *weights, images), images.shape[1])
+        received = explain.attention(network, *weights, images)
+        if received[0].size > 1:
+            found["attention"] = explain.enlarge(received, images.shape[1])
     return found
 
 

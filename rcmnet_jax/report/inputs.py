@@ -47,7 +47,7 @@ class ReportInputs:
     the main one first. `log` holds rows of log.jsonl. `images` takes a path of the table and returns that image as
     (H, W, 3) uint8, or None. `findings` are the audit's, each {"level", "name", "message"}; None where there was no
     audit. `comparison` is what `compare` returned. `provenance` maps a heading to anything that JSON can hold.
-    `explain` takes rows of the table and gives for each what the network that predicted it looked at, pictures by title.
+    `explain` takes rows of the table and gives for each what the network that predicted it saw, pictures by title.
     """
 
     table: Table
