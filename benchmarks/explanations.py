@@ -144,16 +144,20 @@ def figure(path: Path, bundle: Bundle, drawn: dict[str, Any], fallen: dict[str, 
     layer, method = explain.choice(bundle.network)
     chosen, shown = f"{method} {layer}", [f"{method} {layer}", f"gradcam {bundle.network.layers[-1]}"]
     shown += ["attention"] * bundle.network.attends
+    compared = [*shown, f"layercam {layer}"]
     page, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     share = np.linspace(0, 100, STEPS + 1)
-    colours, styles = ("#0072b2", "#d55e00", "#009e73", "#5a5f66", "#b07d00"), ("-", "--", "-.", ":", (0, (1, 3)))
-    for k, name in enumerate([*shown, "random 8x8", "centre"]):
+    colours, styles = (
+        ("#0072b2", "#d55e00", "#009e73", "#a8458a", "#5a5f66", "#b07d00"),
+        ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)), ":", (0, (1, 3))),
+    )
+    for k, name in enumerate([*compared, "random 8x8", "centre"]):
         for ax, kind in zip(axes, ("deletion", "insertion"), strict=False):
-            ax.plot(share, drawn[name][kind], color=colours[k % 5], linestyle=styles[k % 5], label=name)
+            ax.plot(share, drawn[name][kind], color=colours[k], linestyle=styles[k], label=name)
             ax.set(title=f"{kind.capitalize()}, {count} real images", xlabel="pixels changed, %", ylim=(0, 1))
     axes[0].set_ylabel("probability of the predicted class")
     axes[0].legend()
-    for k, name in enumerate(shown):
+    for k, name in enumerate(compared):
         axes[2].plot([*DEPTHS, "another\nimage"], fallen[name], "o", linestyle=styles[k], color=colours[k], label=name)
     axes[2].set(title="Randomised from the head down to ...", ylabel="rank correlation with the trained map")
     axes[2].axhline(0, color="#bbb", linewidth=0.8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -107,6 +108,28 @@ def test_a_finished_run_says_so_and_does_nothing(smoke):
     assert status == 0
     assert "finished" in out
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_same_command_takes_answers_into_the_card_and_trains_nothing(smoke, tmp_path):
+    done, _ = smoke
+    workdir = tmp_path / "answered"
+    shutil.copytree(done, workdir)
+    assert "ethics" in (workdir / "card.yaml").read_text()
+    (workdir / "card.yaml").write_text("ethics: 'Approved: by nobody, a test.'\n")
+    steps = (workdir / "log.jsonl").read_text()
+    status, _, err = launch(workdir)
+    assert status == 0, err
+    assert "Approved: by nobody" in (workdir / "bundle/card.md").read_text()
+    assert verify_sums(workdir / "bundle") == []
+    assert (workdir / "log.jsonl").read_text() == steps
+    for name in ("model.safetensors", "bundle.json", "calibration.json"):
+        assert (workdir / "bundle" / name).read_bytes() == (done / "bundle" / name).read_bytes()
+    assert "finished" in launch(workdir)[1]
+    (workdir / "card.yaml").write_text("use: x\nethics: a: b\n")
+    status, _, err = launch(workdir)
+    assert status == 2
+    assert "card.yaml, line 2" in err
+    assert "Traceback" not in err
 
 
 def test_another_config_in_the_same_workdir_is_refused(smoke):

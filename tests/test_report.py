@@ -13,6 +13,7 @@ from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import make_table, read_table, write_table
 from rcmnet_jax.report import DataFacts, ReportInputs, evaluate_tables, render
+from rcmnet_jax.report.inputs import Embedding
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{a$ & 'b'")
 
@@ -176,6 +177,51 @@ def test_a_tiny_or_perfect_table_still_makes_a_report(n):
     assert "<h1>" in render(ReportInputs(table=example(n, groups=0, signal=-60.0)))
 
 
+def looked(table):
+    views = {"heat": np.full((32, 32, 3), 90, np.uint8), "attention": np.zeros((32, 32, 3), np.uint8)}
+    return [views] * len(table)
+
+
+def rich(table):
+    """All that a run's report has."""
+    random = np.random.default_rng(0)
+    embedding = Embedding(table.path, random.normal(size=(len(table), 6)), "a network of nobody")
+    return dataclasses.replace(full(table), explain=looked, embedding=embedding, doubts=["a shortcut does as well"])
+
+
+def test_errors_are_shown_with_what_the_network_looked_at_and_doubts_before_the_numbers():
+    page = render(rich(example()))
+    wrong = page.split("Most confident errors")[1].split("Right, for comparison")[0]
+    assert wrong.count("<img") == 3 * wrong.count("<li>") > 0
+    assert "From left to right: input, heat, attention" in wrong
+    assert page.index("a shortcut does as well") < page.index("What was trained on what")
+    assert page.count("a shortcut does as well") == 1
+
+
+def test_the_explainer_is_asked_once_with_the_rows_that_are_shown():
+    asked = []
+
+    def explain(table):
+        asked.append(table)
+        return looked(table)
+
+    render(dataclasses.replace(full(example()), explain=explain))
+    wrong = asked[0]
+    assert len(asked) == 2
+    assert 0 < len(wrong) <= 18
+    assert (wrong.label != wrong.prediction).all()
+    assert (np.diff(wrong.confidence) <= 0).all()
+
+
+def test_the_map_of_the_images_says_what_its_neighbours_say():
+    table = example()
+    truth = np.array([table.classes.index(name) for name in table.label])
+    apart = np.eye(3)[truth] * 100 + np.random.default_rng(0).normal(size=(len(table), 3))
+    text = render(dataclasses.replace(full(table), embedding=Embedding(table.path, apart, "a network of nobody")))
+    assert "100% of the images have a nearest neighbour of their own class" in text
+    assert "outside their own group" in text
+
+
 def test_equal_inputs_give_an_equal_page(text):
     assert render(full(example())) == text
 
@@ -184,7 +230,9 @@ def test_three_thousand_images_stay_under_five_megabytes():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (128, 128, 3), np.uint8)
     table = example(3000, tuple(f"class {i}" for i in range(12)), groups=150)
-    assert len(render(dataclasses.replace(full(table), images=lambda _: noise)).encode()) < 5_000_000
+    noisy = dict.fromkeys(("heat", "attention"), noise)
+    inputs = dataclasses.replace(rich(table), images=lambda _: noise, explain=lambda rows: [noisy] * len(rows))
+    assert len(render(inputs).encode()) < 5_000_000
 
 
 def test_evaluating_tables_writes_the_contracts_files(tmp_path):

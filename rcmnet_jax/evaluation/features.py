@@ -64,9 +64,10 @@ def leave(folder: Path, bundle: Bundle, data: PreparedSet, rows: NDArray[np.inte
 def read(folder: Path) -> Features | None:
     """What `write` left, None where there is none or it cannot be read: a map is not worth a failure."""
     try:
-        with np.load(folder / FILE, allow_pickle=False) as arrays:
+        # From memory: NumPy leaves a file open that it cannot read.
+        with np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as arrays:
             return Features(arrays["path"], arrays["features"], str(arrays["space"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
