@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from rcmnet_jax import __version__
+from rcmnet_jax import __version__, runtime
 from rcmnet_jax.cli import guarded
 from rcmnet_jax.errors import UserError
 
@@ -134,4 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    runtime.use_huge_pages()
     sys.exit(guarded(main))

@@ -9,6 +9,7 @@ import pytest
 
 from rcmnet_jax.models import conv as forms
 from rcmnet_jax.models import reduce
+from rcmnet_jax.models.winograd import winograd_conv
 
 
 def draw(*shape, seed=0):
@@ -73,3 +74,26 @@ def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
         np.testing.assert_allclose(reduce.sum_rows(x), np.asarray(x).sum((0, 1, 2)), rtol=1e-12)
         np.testing.assert_array_equal(reduce.max_space(x), np.asarray(x).max((1, 2)))
         np.testing.assert_array_equal(reduce.max_channels(x), np.asarray(x).max(-1))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 6), (3, 8)])
+def test_winograds_form_equals_the_convolution(size):
+    alike(winograd_conv, lambda x, w: forms.plain_conv(x, w, 1, 1), draw(3, *size, 5), draw(3, 3, 5, 6, seed=2))
+
+
+def test_winograds_form_rounds_as_the_convolution_does():
+    x, w = draw(8, 16, 16, 128), draw(3, 3, 128, 128, seed=2)
+    with jax.enable_x64(True):
+        exact = np.asarray(forms.plain_conv(jnp.asarray(x, jnp.float64), jnp.asarray(w, jnp.float64), 1, 1))
+    errors = [np.abs(np.asarray(y) - exact).max() for y in (winograd_conv(x, w), forms.plain_conv(x, w, 1, 1))]
+    assert errors[0] < 4 * errors[1] < 4e-3
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pointwise_convolution_is_a_product(stride):
+    alike(
+        lambda x, w: forms.pointwise_conv(x, w, stride),
+        lambda x, w: forms.plain_conv(x, w, stride, 0),
+        draw(3, 5, 4, 6),
+        draw(1, 1, 6, 7, seed=2),
+    )

@@ -130,3 +130,23 @@ print(faults(), faults())
     again = {keep: int(python(code, RCMNET_KEEP_MALLOC=keep).stdout.split()[1]) for keep in ("0", "1")}
     assert again["0"] < 100
     assert again["1"] > again["0"]
+
+
+ASKED_FOR = "import os, sys\nfrom rcmnet_jax import runtime\nruntime.use_huge_pages()\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this tunable")
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+        ({"GLIBC_TUNABLES": "", "RCMNET_KEEP_MALLOC": "1"}, ""),
+    ],
+)
+def test_a_program_starts_anew_once_for_huge_pages_unless_the_user_chose(given, wanted):
+    policy = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not policy.is_file() or "[madvise]" not in policy.read_text():
+        pytest.skip("this kernel does not leave huge pages to be asked for")
+    done = python(ASKED_FOR + "print(os.getpid(), os.environ['GLIBC_TUNABLES'], sys.orig_argv[1])", **given)
+    assert done.stdout.split()[1:] == ([wanted] if wanted else []) + ["-c"], done.stderr

@@ -11,9 +11,11 @@ import numpy as np
 from jax import Array, lax
 
 from rcmnet_jax.models.reduce import on_cpu
+from rcmnet_jax.models.winograd import winograd_conv
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
+_LARGE = 2**30  # multiply-adds from which Winograd's form is worth the time that it takes to compile
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
@@ -22,14 +24,25 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
     Returns (B, H', W', C_out) with H' = (H + 2 padding - h) // stride + 1, in x's type. The form is chosen from shape
     and backend when traced; all forms agree to rounding, in value and gradients.
     """
-    if on_cpu() and _is_slow(x.shape, kernel.shape, stride, padding):
+    if not on_cpu():
+        return plain_conv(x, kernel, stride, padding)
+    if kernel.shape[:2] == (1, 1) and padding == 0:
+        return pointwise_conv(x, kernel, stride)
+    if _is_slow(x.shape, kernel.shape, stride, padding):
         return patches_conv(x, kernel, stride, padding)
+    if _saves_products(x, kernel, stride, padding):
+        return winograd_conv(x, kernel)
     return plain_conv(x, kernel, stride, padding)
 
 
 def plain_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """XLA's own convolution."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT)
+
+
+def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """A 1x1 convolution without padding as the product it is: XLA's own transposes x for the kernel's gradient."""
+    return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
 def _is_slow(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> bool:
@@ -41,6 +54,14 @@ def _is_slow(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, paddi
     """
     output = _output(image, kernel, stride, padding)
     return prod(kernel[:2]) > prod(output) and prod(output) * prod(kernel) * image[0] > _SMALL
+
+
+def _saves_products(x: Array, kernel: Array, stride: int, padding: int) -> bool:
+    """Whether Winograd's form is faster: where products outweigh its passes over the images and the kernel."""
+    if (stride, padding, kernel.shape[:2]) != (1, 1, (3, 3)) or x.dtype.itemsize < 4:
+        return False
+    channels, tiles = kernel.shape[2:], x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
+    return min(channels) >= 128 and tiles >= 2 * max(channels) and x.size * kernel.size >= _LARGE * x.shape[3]
 
 
 def _output(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> tuple[int, int]:

@@ -55,10 +55,9 @@ def _normalise(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = math.prod(x.shape[:-1])
     mean = sum_rows(wide) / count
-    centred = wide - mean
-    var = sum_rows(jnp.square(centred)) / count
+    var = sum_rows(wide, of=lambda part: jnp.square(part - mean)) / count
     spread = lax.rsqrt(var + EPSILON)
-    return (centred * (spread * scale) + bias).astype(x.dtype), mean, var, spread
+    return ((wide - mean) * (spread * scale) + bias).astype(x.dtype), mean, var, spread
 
 
 def _forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
@@ -69,11 +68,11 @@ def _forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, A
 def _backward(saved: tuple[Array, ...], gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     """Ioffe and Szegedy 2015, section 3, with the sums taken once."""
     x, mean, spread, scale = saved
-    dy = gradients[0].astype(mean.dtype)
+    dy, wide = gradients[0].astype(mean.dtype), x.astype(mean.dtype)
     count = math.prod(x.shape[:-1])
-    normal = (x.astype(mean.dtype) - mean) * spread
-    dbias, dscale = sum_rows(dy), sum_rows(dy * normal)
-    dx = (dy - (dbias / count) - normal * (dscale / count)) * (scale * spread)
+    dbias = sum_rows(dy)
+    dscale = sum_rows(dy, wide, of=lambda d, part: d * (part - mean)) * spread
+    dx = (dy - (dbias / count) - (wide - mean) * (spread * dscale / count)) * (scale * spread)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 

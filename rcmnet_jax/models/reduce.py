@@ -1,13 +1,16 @@
 """Sums and maxima over images, in the form that the backend at hand computes well.
 
 XLA's CPU compiler reduces over two or three axes at once, or over the minor one, element by element: 5-10 times slower
-than memory allows. A product with a vector of ones, or the maximum of slices, is as fast as it. All forms agree to
-rounding. None but `gated` and the two summaries is meant to be differentiated.
+than memory allows. Here a few slices are added up first, which it does in one pass that is vectorised and runs in all
+threads, and a product with a vector of ones sums the rest; a maximum is that of slices. All forms agree to rounding.
+None but `gated` and the two summaries is meant to be differentiated.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from functools import reduce
 
 import jax
@@ -17,28 +20,50 @@ from jax import Array, lax
 
 from rcmnet_jax.models.backend import on_cpu as on_cpu
 
+# Of the sizes tried, 8 slices were best: of one array of 33 MB, and of one that stays in the cache.
+_SLICES = (8, 4, 2, 1)
 
-def sum_rows(x: Array) -> Array:
-    """Sum over all axes but the last, (..., C) -> (C,)."""
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def sum_rows(*arrays: Array, of: Callable[..., Array] = _same) -> Array:
+    """Sum of `of(*arrays)` over all axes but the last, (..., C) -> (C,).
+
+    `of` works element by element, and may hold values of shape (C,). What it makes is never written to memory.
+    """
     if not on_cpu():
-        return x.sum(range(x.ndim - 1))
-    rows = x.reshape(-1, x.shape[-1])
-    return (jnp.ones((1, rows.shape[0]), x.dtype) @ rows)[0]
+        y = of(*arrays)
+        return y.sum(range(y.ndim - 1))
+    rows = _in_slices(of, [x.reshape(-1, x.shape[-1]) for x in arrays], 0)
+    return (jnp.ones((1, rows.shape[0]), rows.dtype) @ rows)[0]
 
 
-def sum_space(x: Array) -> Array:
-    """Sum over height and width, (B, H, W, C) -> (B, C)."""
+def sum_space(*arrays: Array, of: Callable[..., Array] = _same) -> Array:
+    """Sum of `of(*arrays)` over height and width, (B, H, W, C) -> (B, C); `of` works element by element."""
     if not on_cpu():
-        return x.sum((1, 2))
-    places = x.reshape(x.shape[0], -1, x.shape[-1])
-    return (jnp.ones((x.shape[0], 1, places.shape[1]), x.dtype) @ places)[:, 0]
+        return of(*arrays).sum((1, 2))
+    places = _in_slices(of, [x.reshape(x.shape[0], -1, x.shape[-1]) for x in arrays], 1)
+    return (jnp.ones((places.shape[0], 1, places.shape[1]), places.dtype) @ places)[:, 0]
 
 
-def sum_channels(x: Array) -> Array:
-    """Sum over the last axis, (..., C) -> (...)."""
+def sum_channels(*arrays: Array, of: Callable[..., Array] = _same) -> Array:
+    """Sum of `of(*arrays)` over the last axis, (..., C) -> (...); `of` works element by element."""
     if not on_cpu():
-        return x.sum(-1)
-    return (x.reshape(-1, x.shape[-1]) @ jnp.ones((x.shape[-1], 1), x.dtype)).reshape(x.shape[:-1])
+        return of(*arrays).sum(-1)
+    channels = _in_slices(of, list(arrays), arrays[0].ndim - 1)
+    flat = channels.reshape(-1, channels.shape[-1]) @ jnp.ones((channels.shape[-1], 1), channels.dtype)
+    return flat.reshape(arrays[0].shape[:-1])
+
+
+def _in_slices(of: Callable[..., Array], arrays: list[Array], axis: int) -> Array:
+    """The sum of `of` over equal slices along an axis, which is that much shorter in the result."""
+    length = arrays[0].shape[axis]
+    parts = next(n for n in _SLICES if length % n == 0)
+    size = length // parts
+    cut = [[lax.slice_in_dim(x, i * size, (i + 1) * size, axis=axis) for x in arrays] for i in range(parts)]
+    return reduce(operator.add, (of(*part) for part in cut))
 
 
 def max_space(x: Array) -> Array:
@@ -127,8 +152,8 @@ def _gated_forward(x: Array, gate: Array) -> tuple[Array, tuple[Array, Array]]:
 def _gated_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, gate = saved
     if gate.shape[-1] == 1:
-        return dy * gate, sum_channels(dy * x)[..., None]
-    return dy * gate, sum_space(dy * x)[:, None, None]
+        return dy * gate, sum_channels(dy, x, of=operator.mul)[..., None]
+    return dy * gate, sum_space(dy, x, of=operator.mul)[:, None, None]
 
 
 gated.defvjp(_gated_forward, _gated_backward)
