@@ -19,10 +19,11 @@ from tests.reference.save import ANSWERS, CASES, digest
 SWITCHES = ("resnet18", "resnet18_cbam", "resnet18_mhsa", "rcmnet")
 
 
-def parity(config, size, dtype, logits_within, gradients_within, batch=4):
+def parity(config, size, dtype, logits_within, gradients_within):
     pytest.importorskip("torch")
-    case = problem(config, size, batch=batch)
-    ours, theirs = jax_step(*case, dtype), torch_step(*case, dtype)
+    case = problem(config, size)
+    # The twin computes in float64 always: in float32 its own gradients are off by up to 2% of a tensor's norm.
+    ours, theirs = jax_step(*case, dtype), torch_step(*case, np.float64)
     names = ("loss", "training logits", "inference logits", "gradients", "statistics")
     bounds = (logits_within, logits_within, logits_within, gradients_within, logits_within)
     for name, a, b, bound in zip(names, ours, theirs, bounds, strict=True):
@@ -63,8 +64,7 @@ def test_in_float32_it_equals_the_twin_to_rounding():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHES)
 def test_at_full_width_and_224_pixels_it_equals_the_twin(name):
-    # Two images a batch make deep gradients ill-conditioned: float32 loses up to 2% of a tensor's norm there.
-    parity(ModelConfig(name=name), (224, 224), np.float32, 1e-4, 5e-2, batch=2)
+    parity(ModelConfig(name=name), (224, 224), np.float32, 1e-4, 1e-2)
 
 
 @pytest.mark.parametrize(
