@@ -11,6 +11,7 @@ import numpy as np
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.evaluation import calibration, shortcut
+from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
 from rcmnet_jax.files import write_atomic
@@ -61,8 +62,9 @@ def conclude(here: Run, data: Data) -> None:
             if arm != "pretrain":
                 write_atomic(here.workdir / arm / "metrics.json", to_json(values))
         write_atomic(here.workdir / "metrics.json", to_json(next(iter(metrics.values()))))
-        _final_bundle(here, data, facts, next(iter(metrics.values())))
-        run_report.write(here, data, tables, metrics, doubts)
+        comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
+        _final_bundle(here, data, facts, next(iter(metrics.values())), comparison)
+        run_report.write(here, data, tables, metrics, comparison, doubts)
         _show(here, data, metrics, doubts)
     barrier("conclusion")
 
@@ -109,7 +111,9 @@ def _calibrated(data: Data, table: Table) -> dict[str, Any]:
     return {**facts, "reliability": changed} if changed else facts
 
 
-def _final_bundle(here: Run, data: Data, calibrated: dict[str, Any], metrics: dict[str, Any]) -> None:
+def _final_bundle(
+    here: Run, data: Data, calibrated: dict[str, Any], metrics: dict[str, Any], comparison: dict[str, Any] | None
+) -> None:
     made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
     facts = {**made.calibration, **calibrated}
     card = CardFacts(
@@ -120,6 +124,7 @@ def _final_bundle(here: Run, data: Data, calibrated: dict[str, Any], metrics: di
         metrics=metrics,
         calibration=facts,
         findings=data.audit.to_json()["findings"],
+        comparison=comparison,
         provenance=made.provenance,
         answers=answers.read(here.workdir),
     )

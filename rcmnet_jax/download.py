@@ -77,7 +77,7 @@ def download(
       OSError: for instance no space left.
     """
     _require_safe(remote.url)
-    if path.exists() and _matches(path, remote.checksum):
+    if path.exists() and matches(path, remote.checksum):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -105,7 +105,7 @@ def _fetch_checked(remote: Remote, file: IO[bytes], stall: float, progress: Prog
     """Takes the part to its end and checks it; it is emptied where the content is not what the checksum says."""
     resumed = file.seek(0, os.SEEK_END) > 0
     _fetch(remote, file, stall, progress)
-    if _matches(Path(file.name), remote.checksum):
+    if matches(Path(file.name), remote.checksum):
         os.fsync(file.fileno())
         return
     file.truncate(0)
@@ -252,7 +252,7 @@ def _copy(
         raise _Broken(f"the connection ended at {at:,} of {total:,} bytes")
 
 
-def _matches(path: Path, checksum: str) -> bool:
+def matches(path: Path, checksum: str) -> bool:
     """Whether a file is what the checksum says; any file is, where there is none."""
     if not checksum:
         return True

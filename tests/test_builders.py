@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rcmnet_jax.data.builders.__main__ import main
+from rcmnet_jax.data.builders.bloodmnist import bloodmnist_dataset_builder as bloodmnist
 from rcmnet_jax.data.images import decode
 from rcmnet_jax.data.sources import Item, open_source
 
@@ -34,8 +38,38 @@ def published(tmp_path, monkeypatch):
     arrays = {f"{s}_images": rng.integers(0, 256, (4, 28, 28, 3), np.uint8) for s in ("train", "val", "test")}
     labels = {f"{s}_labels": np.array([[0], [7], [3], [1]], np.uint8) for s in ("train", "val", "test")}
     np.savez_compressed(folder / "bloodmnist.npz", **arrays, **labels)
+    md5 = hashlib.md5((folder / "bloodmnist.npz").read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(bloodmnist.FILES, "28", ("bloodmnist.npz", 1 << 20, f"md5:{md5}"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     return folder
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(published, capsys):
+    (published / "bloodmnist.npz").write_bytes(b"another")
+    assert main(["bloodmnist/28", "--from", str(published)]) == 2
+    assert "is not the published file (md5:" in capsys.readouterr().err
+
+
+def test_without_the_file_at_hand_it_is_downloaded_and_checked(published, monkeypatch, tmp_path):
+    content = (published / "bloodmnist.npz").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            """Says nothing."""
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    monkeypatch.setenv("RCMNET_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        monkeypatch.setattr(bloodmnist, "RECORD", f"http://127.0.0.1:{server.server_port}")
+        assert main(["bloodmnist/28"]) == 0
+        server.shutdown()
+    assert len(open_source("tfds:bloodmnist/28").items) == 12
 
 
 def test_pbc_keeps_its_files_byte_for_byte(published):
@@ -65,7 +99,7 @@ def test_building_needs_no_tensorflow(published):
     code = f"""
 import sys
 from rcmnet_jax.data.builders.__main__ import main
-main(["bloodmnist/28", "--from", {str(published)!r}])
+main(["pbc", "--from", {str(published)!r}])
 assert "tensorflow" not in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

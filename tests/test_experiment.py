@@ -59,6 +59,8 @@ def test_the_workdir_holds_what_scripts_rely_on(smoke):
         assert json.loads((bundle / "bundle.json").read_text())["format_version"] == 1
         assert "not a medical device" in (bundle / "card.md").read_text()
         assert "SYNTHETIC" in (bundle / "card.md").read_text()
+    said = json.loads((workdir / "comparison.json").read_text())["sentences"][0]
+    assert said.split(" (")[0] in (workdir / "bundle/card.md").read_text()
 
 
 def test_every_target_image_is_predicted_once_out_of_fold(smoke):

@@ -11,7 +11,6 @@ import numpy as np
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.config import to_dict
 from rcmnet_jax.evaluation import features
-from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import to_json
 from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.files import write_atomic
@@ -31,16 +30,17 @@ def write(
     data: Data,
     tables: Mapping[str, Table],
     metrics: Mapping[str, dict[str, Any]],
+    comparison: Mapping[str, Any] | None = None,
     doubts: Sequence[str] = (),
 ) -> None:
-    """Writes comparison.json, if there are arms to compare, then report.html, whose presence marks the run as done.
+    """Writes comparison.json, if arms were compared, then report.html, whose presence marks the run as done.
 
     Args:
       tables: each arm's joined table, the main one first.
       metrics: of the same arms.
+      comparison: of the same arms, as `compare` gives it.
       doubts: sentences that stand before the numbers.
     """
-    comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
     if comparison is not None:
         write_atomic(here.workdir / "comparison.json", to_json(comparison))
     main = data.target or data.source

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rcmnet_jax.data.prepare import cache_folder
-from rcmnet_jax.download import Progress, Remote, download
+from rcmnet_jax.download import Progress, Remote, download, matches
+from rcmnet_jax.errors import UserError
 
 
 def fetched(remote: Remote, name: str, dl_manager: Any, progress: Progress | None = None) -> Path:
@@ -18,7 +19,14 @@ def fetched(remote: Remote, name: str, dl_manager: Any, progress: Progress | Non
     Raises:
       UserError: it cannot be had, or is not the published one.
     """
-    own = Path(dl_manager.manual_dir) / name
-    if own.is_file():
+    try:
+        own = Path(dl_manager.manual_dir) / name
+    except AssertionError:  # TFDS's way to say that the folder is missing or empty
+        own = Path(name)
+    if own.is_absolute() and own.is_file():
+        if not matches(own, remote.checksum):
+            raise UserError(
+                f"{own}: is not the published file ({remote.checksum}). Take it away to have it downloaded."
+            )
         return own
     return download(remote, cache_folder() / "downloads" / name, progress=progress)

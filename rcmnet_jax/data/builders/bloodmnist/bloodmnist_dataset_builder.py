@@ -15,7 +15,7 @@ from rcmnet_jax.data.forms.medmnist import BLOODMNIST
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.download import Remote
 
-_RECORD = "https://zenodo.org/records/10519652/files"
+RECORD = "https://zenodo.org/records/10519652/files"
 # Side in pixels: file, most bytes, checksum that Zenodo publishes.
 FILES = {
     "28": ("bloodmnist.npz", 1 << 27, "md5:7053d0359d879ad8a5505303e11de1dc"),
@@ -55,7 +55,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         file, most, checksum = FILES[self.builder_config.name]
-        source = open_source(str(fetched(Remote(f"{_RECORD}/{file}", most, checksum), file, dl_manager)))
+        source = open_source(str(fetched(Remote(f"{RECORD}/{file}", most, checksum), file, dl_manager)))
         held = {item.split for item in source.items}
         return {name: self._generate_examples(source, split) for split, name in _TFDS_SPLITS.items() if split in held}
 
