@@ -1,67 +1,38 @@
-"""Every figure of an evaluation of real cells is computed anew, by scikit-learn, SciPy and plain loops, and agrees."""
+"""Every figure of an evaluation of real cells is computed anew, by scikit-learn, SciPy and plain loops, and agrees.
+
+What is left out is said under "Values" in docs/evaluation.md.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from scipy import special, stats
 from sklearn import metrics as sk
 
-from rcmnet_jax.report.evaluate import evaluate_tables
-from tests.real_tables import NAMES, real, unpacked
-
-RATES = ("sensitivity", "specificity", "ppv", "npv")
+from tests.real_tables import NAMES, real
+from tests.recomputed import (
+    Page,
+    counts,
+    ece_interval,
+    equal_mass,
+    evaluate,
+    influences,
+    point_values,
+    shown,
+    stored,
+    student,
+    weighted,
+)
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Each table's own metrics.json, and the folder of the evaluation of the T cells' three arms together."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    paths = {name: unpacked(name, folder) for name in NAMES}
-    evaluate_tables([paths["pbc_val"]], folder / "pbc")
-    evaluate_tables([paths[name] for name in NAMES[1:]], folder / "tcell")
-    return folder
-
-
-def stored(folder, name):
-    return json.loads((folder / ("pbc" if name == "pbc_val" else "tcell") / "metrics.json").read_text())
-
-
-def equal_mass(scores, bins):
-    """Bin of each row by its middle rank, ties together."""
-    return np.floor((stats.rankdata(scores) - 0.5) / len(scores) * bins).astype(int)
-
-
-def gap(stated, real_, place):
-    return sum(abs((real_ - stated)[place == b].sum()) for b in np.unique(place)) / len(stated)
-
-
-def point_values(t):
-    one_hot, n = np.eye(len(t.classes))[t.truth], len(t.truth)
-    stated = t.p.max(1)
-    order = np.argsort(-stated, kind="stable")
-    risks = [1 - t.right[order[: i + 1]].mean() for i in range(n)]
-    own = [gap(t.p[:, k], one_hot[:, k], equal_mass(t.p[:, k], 15)) for k in range(len(t.classes))]
-    clipped = np.clip(t.p[np.arange(n), t.truth], np.finfo(float).eps, 1)
-    return {
-        "top1": sk.accuracy_score(t.truth, t.said),
-        "balanced_accuracy": sk.balanced_accuracy_score(t.truth, t.said),
-        "macro_f1": sk.f1_score(t.truth, t.said, average="macro"),
-        "auroc": np.mean([sk.roc_auc_score(one_hot[:, k], t.p[:, k]) for k in range(len(t.classes))]),
-        "macro_auprc": np.mean([sk.average_precision_score(one_hot[:, k], t.p[:, k]) for k in range(len(t.classes))]),
-        "mcc": sk.matthews_corrcoef(t.truth, t.said),
-        "nll": -np.log(clipped).mean(),
-        "brier": ((t.p - one_hot) ** 2).sum(1).mean(),
-        "ece": gap(stated, t.right, equal_mass(stated, 15)),
-        "equal_width_ece": gap(stated, t.right, np.minimum((stated * 15).astype(int), 14)),
-        "classwise_ece": np.mean(own),
-        "mean_confidence": stated.mean(),
-        "aurc": np.mean(risks),
-    }
+    """The folder of the evaluations of both sets."""
+    return evaluate(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.mark.parametrize("name", ["pbc_val", "tcell_transfer"])
@@ -93,17 +64,6 @@ def test_the_reliability_diagram_and_murphys_parts(evaluated, name):
     assert found["top_label_reliability"] == pytest.approx(sum(w * (s - a) ** 2 for w, s, a in parts))
     assert found["top_label_resolution"] == pytest.approx(sum(w * (a - base) ** 2 for w, _, a in parts))
     assert found["top_label_uncertainty"] == pytest.approx(base * (1 - base))
-
-
-def counts(t, k):
-    """Hits and cases behind each rate of class k."""
-    is_k, said_k = t.truth == k, t.said == k
-    return {
-        "sensitivity": ((is_k & said_k).sum(), is_k.sum()),
-        "specificity": ((~is_k & ~said_k).sum(), (~is_k).sum()),
-        "ppv": ((is_k & said_k).sum(), said_k.sum()),
-        "npv": ((~is_k & ~said_k).sum(), (~said_k).sum()),
-    }
 
 
 @pytest.mark.parametrize("name", ["pbc_val", "tcell_transfer"])
@@ -147,15 +107,48 @@ SCALES = {
 def fast_values(t, rows):
     """Those metrics of a resample that the intervals are of, by counting."""
     k, truth, said, p = len(t.classes), t.truth[rows], t.said[rows], t.p[rows]
+    of_class = class_values(t, rows)
     return {
+        "of_class": of_class,
         "balanced_accuracy": sk.balanced_accuracy_score(truth, said),
         "macro_f1": sk.f1_score(truth, said, average="macro"),
-        "auroc": np.mean([sk.roc_auc_score(truth == c, p[:, c]) for c in range(k)]),
-        "macro_auprc": np.mean([sk.average_precision_score(truth == c, p[:, c]) for c in range(k)]),
+        "auroc": of_class[1].mean(),
+        "macro_auprc": of_class[2].mean(),
         "mcc": sk.matthews_corrcoef(truth, said),
         "nll": -np.log(p[np.arange(len(rows)), truth]).mean(),
         "brier": ((p - np.eye(k)[truth]) ** 2).sum(1).mean(),
     }
+
+
+def class_values(t, rows):
+    """(3, K): F1, AUROC and AUPRC of each class."""
+    k, truth, p = len(t.classes), t.truth[rows], t.p[rows]
+    area = [sk.roc_auc_score(truth == c, p[:, c]) for c in range(k)]
+    average = [sk.average_precision_score(truth == c, p[:, c]) for c in range(k)]
+    return np.array([sk.f1_score(truth, t.said[rows], average=None), area, average])
+
+
+def delong(t, k):
+    """Standard error of class k's AUROC after DeLong et al. 1988."""
+    real_, others = t.p[t.truth == k, k], t.p[t.truth != k, k]
+    wins = (real_[:, None] > others) + 0.5 * (real_[:, None] == others)
+    return np.sqrt(wins.mean(1).var(ddof=1) / len(real_) + wins.mean(0).var(ddof=1) / len(others))
+
+
+def nearly_whole(t, k, step=1e-4):
+    """Standard error of class k's AUPRC from its slope in each image's weight, where it is above 0.9999, else None.
+
+    There a few pairs of images decide, and a resample's values vary more than slopes, the first order, can say.
+    """
+    is_k, whole = t.truth == k, sk.average_precision_score(t.truth == k, t.p[:, k])
+    if whole < 0.9999:
+        return None
+    weights = np.ones((len(is_k), len(is_k))) + step * np.eye(len(is_k))
+    moved = [sk.average_precision_score(is_k, t.p[:, k], sample_weight=w) for w in weights]
+    return np.sqrt((((np.array(moved) - whole) / step) ** 2).sum())
+
+
+EXACT = (delong, nearly_whole)
 
 
 @pytest.mark.slow
@@ -172,72 +165,61 @@ def test_intervals_of_single_images_are_as_wide_as_a_bootstrap_makes_them(evalua
             freedom = float(re.search(r"\(([\d.e+]+) degrees", found[name]["method"]).group(1))
             expected = 2 * stats.t.ppf(0.975, freedom) * spread
             assert high - low == pytest.approx(expected, rel=0.2), name  # 200 draws know the spread to 5% (sd)
+    spreads = np.std([draw["of_class"] for draw in draws], axis=0, ddof=1)
+    spreads[1:] = [[exact(t, k) or s for k, s in enumerate(row)] for exact, row in zip(EXACT, spreads[1:], strict=True)]
+    for key, spread_of in zip(("f1", "auroc", "auprc"), spreads, strict=True):
+        for label, spread in zip(t.classes, spread_of, strict=True):
+            entry = found["per_class"][label][key]
+            value, freedom = entry["value"], float(re.search(r"\(([\d.e+]+) degrees", entry["method"]).group(1))
+            half = (special.logit(entry["high"]) - special.logit(entry["low"])) / 2
+            assert special.logit([entry["low"], entry["high"]]).mean() == pytest.approx(special.logit(value))
+            expected = stats.t.ppf(0.975, freedom) * spread / (value * (1 - value))
+            close = 0.01 if key == "auroc" else 0.2
+            assert half == pytest.approx(expected, rel=close), (label, key)
 
 
-@pytest.mark.parametrize("name", ["top1", "balanced_accuracy", "macro_f1", "nll", "brier", "mcc"])
-def test_intervals_of_four_donors_are_students_with_a_jackknife_over_donors(evaluated, name):
-    t, entry = real("tcell_transfer"), stored(evaluated, "tcell_transfer")[name]
-    donors = sorted(set(t.group))
-
-    def value(rows):
-        return t.right[rows].mean() if name == "top1" else fast_values(t, np.flatnonzero(rows))[name]
-
-    left_out = [value(t.group != donor) for donor in donors]
-    error = np.sqrt(3 / 4 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
-    whole = value(np.full(len(t.path), True))
-    freedom = float(re.search(r"\(([\d.]+) degrees", entry["method"]).group(1))
-    assert freedom <= 3
-    scale = {"nll": "positive", "brier": "positive", "mcc": "signed"}.get(name, "unit")
-    slope = {"unit": 1 / (whole * (1 - whole)), "positive": 1 / whole, "signed": 2 / (1 - whole**2)}[scale]
-    to_scale = SCALES[scale][0]
-    low, high = to_scale(entry["low"]), to_scale(entry["high"])
-    assert (low + high) / 2 == pytest.approx(to_scale(whole), rel=1e-6)
-    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error * slope, rel=0.25)
+def test_intervals_of_four_donors_are_students_over_donors_to_the_digit(evaluated):
+    t, found = real("tcell_transfer"), stored(evaluated, "tcell_transfer")
+    values = weighted(t, np.ones(len(t.path)))
+    for name, cells in influences(t).items():
+        entry = found["per_class"][name[0]][name[1]] if isinstance(name, tuple) else found[name]
+        low, high, freedom = student(t, name, values[name], cells)
+        assert (entry["low"], entry["high"]) == pytest.approx((low, high), rel=1e-5), name
+        assert f"over 4 groups ({freedom:.3g} degrees" in entry["method"]
 
 
-class Tables(HTMLParser):
-    """Cells of each table of a page, by caption or heading row, as lists of text."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tables, self.cell = [], None
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):  # noqa: ARG002
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr" and self.tables:
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self.cell = True
-
-    def handle_endtag(self, tag):
-        self.cell = None if tag in ("td", "th") else self.cell
-
-    def handle_data(self, data):
-        if self.cell:
-            self.tables[-1][-1][-1] += data
-
-    def headed(self, *names):
-        return next(rows for rows in self.tables if rows and set(names) <= set(rows[0]))
+@pytest.mark.parametrize("name", ["pbc_val", "tcell_transfer"])
+def test_the_interval_of_the_ece_and_its_corrected_value(evaluated, name):
+    t, found = real(name), stored(evaluated, name)["ece"]
+    unit, rng = t.path if name == "pbc_val" else t.group, np.random.default_rng(1)
+    again = np.array([ece_interval(t, unit, rng) for _ in range(20)])
+    given = [found[key] for key in ("low", "high", "corrected")]
+    # Both sides draw 2,000 times: the mean of the 20 and their spread tell where one more may lie.
+    assert (abs(given - again.mean(0)) <= 4 * again.std(0, ddof=1) + 1e-6).all(), (given, again.mean(0))
 
 
-def shown(text, value):
-    """Whether the first number of a cell is the value, rounded to the digits that it shows."""
-    number, percent = re.match(r"(\d+(?:\.\d+)?)(%?)", text).groups()
-    digits = len(number.partition(".")[2])
-    return abs(float(number) - value * (100 if percent else 1)) <= 0.5 * 10.0**-digits + 1e-9
+def over_donors(t, keys):
+    """Name to {"low", "high"}: the intervals over donors."""
+    values, slopes = weighted(t, np.ones(len(t.path))), influences(t)
+    return {key: dict(zip(("low", "high"), student(t, key, values[key], slopes[key])[:2], strict=True)) for key in keys}
+
+
+def limits_shown(text, entry):
+    """Whether a table's cell, such as '95.3% 94.1–96.4%', ends with the entry's limits, rounded."""
+    low, high, percent = re.search(r"([\d.]+)–([\d.]+)(%?)$", text.strip()).groups()
+    return shown(low + percent, entry["low"]) and shown(high + percent, entry["high"])
 
 
 @pytest.mark.parametrize(("folder", "arms"), [("pbc", NAMES[:1]), ("tcell", NAMES[1:])])
 def test_every_table_of_the_report(evaluated, folder, arms):
-    page = Tables((evaluated / folder / "report.html").read_text(encoding="utf-8"))
-    keys = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier", "ece")
+    page = Page((evaluated / folder / "report.html").read_text(encoding="utf-8"))
+    keys, found = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier", "ece"), stored(evaluated, arms[0])
     for name, row in zip(arms, page.headed("arm", "n")[1:], strict=True):
         values = point_values(real(name))
         assert all(shown(cell, values[key]) for key, cell in zip(keys, row[1:-1], strict=True)), row
         assert row[-1] == str(len(real(name).path))
+        limits = found if name == arms[0] else over_donors(real(name), keys[:-1])
+        assert all(limits_shown(cell, limits[key]) for key, cell in zip(keys, row[1:-1], strict=True) if key in limits)
     t = real(arms[0])
     matrix = [[int(cell) for cell in row[1:]] for row in page.headed(r"truth \ predicted", *t.classes)[1:]]
     np.testing.assert_array_equal(matrix, sk.confusion_matrix(t.truth, t.said))
@@ -247,11 +229,17 @@ def test_every_table_of_the_report(evaluated, folder, arms):
         area = sk.roc_auc_score(t.truth == k, t.p[:, k])
         assert row[:2] == [t.classes[k], str((t.truth == k).sum())]
         assert all(shown(cell, value) for cell, value in zip(row[2:], [*rates, f1[k], area], strict=True)), row
+        entries = [found["per_class"][t.classes[k]][key] for key in (*counts(t, k), "f1", "auroc")]
+        assert all(limits_shown(cell, entry) for cell, entry in zip(row[2:], entries, strict=True)), row
     if folder == "tcell":
-        for row in page.headed("group", "images")[1:]:
-            rows = t.group == row[0]
-            assert row[1] == str(rows.sum())
-            assert shown(row[2], t.right[rows].mean())
+        for column, values in (("group", t.group), ("fold", t.fold)):
+            for name, images, top, balanced, present in page.headed(column, "images")[1:]:
+                rows = values == name.split()[-1]
+                low, high = stats.binomtest(int(t.right[rows].sum()), int(rows.sum())).proportion_ci(0.95, "wilson")
+                assert (images, present) == (str(rows.sum()), str(len(set(t.truth[rows]))))
+                assert shown(top, t.right[rows].mean())
+                assert limits_shown(top, {"low": low, "high": high})
+                assert shown(balanced, sk.balanced_accuracy_score(t.truth[rows], t.said[rows]))
 
 
 def test_the_comparison_of_the_arms(evaluated):
