@@ -5,11 +5,9 @@ python -m benchmarks.augmentation --size 64
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from pathlib import Path
 
-from benchmarks.contest import Contender, contest, publish
+from benchmarks.contest import Contender, contest, options, publish
 from benchmarks.step import ours
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
@@ -21,13 +19,7 @@ def main() -> None:
     from rcmnet_jax.config import AugmentConfig
     from rcmnet_jax.data.augment import augment, split_position
 
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--size", type=int, default=64)
-    words.add_argument("--batch", type=int, default=32)
-    words.add_argument("--rounds", type=int, default=7)
-    words.add_argument("--seconds", type=float, default=1.0)
-    words.add_argument("--output", type=Path, help="JSON")
-    chosen = words.parse_args()
+    chosen = options(__doc__, seconds=1.0).parse_args()
     full = AugmentConfig()
     none = dataclasses.replace(
         full,

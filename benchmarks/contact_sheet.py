@@ -1,6 +1,6 @@
 """Draws a contact sheet of one or more sets of cell images: a row per class, so that a person sees what a network sees.
 
-    python benchmarks/contact_sheet.py synthetic:pbc synthetic:cart --colours 160 --output docs/images/synthetic.png
+    python -m benchmarks.contact_sheet synthetic:pbc synthetic:cart --colours 160 --output docs/images/synthetic.png
 
 DATA is anything that the package reads: a folder with one sub-folder per class, a CSV, a zip, an .npz, synthetic:NAME.
 """

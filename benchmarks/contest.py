@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -19,6 +20,18 @@ import numpy as np
 from rcmnet_jax.console import Console
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "simplejpeg", "Pillow")
+
+
+def options(about: str | None, *, seconds: float, size: bool = True) -> argparse.ArgumentParser:
+    """The command line that contests share; `seconds` is the default of a contender's time in each round."""
+    words = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if size:
+        words.add_argument("--size", type=int, default=64, help="side of the images, pixels")
+        words.add_argument("--batch", type=int, default=32)
+    words.add_argument("--rounds", type=int, default=7)
+    words.add_argument("--seconds", type=float, default=seconds, help="of each contender in each round")
+    words.add_argument("--output", type=Path, help="JSON")
+    return words
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Do the heat maps of `predict --explain` show what the network looks at? Two checks, one table each, and a figure.
 
-    python benchmarks/explanations.py BUNDLE DATA --splits FILE.csv --images 200 --output docs/images/explanations.png
+    python -m benchmarks.explanations BUNDLE DATA --splits FILE.csv --images 200 --output docs/images/explanations.png
 
 1. Deletion and insertion (Petsiuk et al. 2018): the area under the probability of the predicted class while the pixels
    that a map ranks highest are replaced by the mean colour (low is good), or put back into a blurred image (high

@@ -1,6 +1,6 @@
 """How near a bundle's exports are to it on real images: one line for each form.
 
-    python benchmarks/export_agreement.py BUNDLE DATA [--split FILE.csv] [--part val]
+    python -m benchmarks.export_agreement BUNDLE DATA [--split FILE.csv] [--part val]
 
 Each form is exported and then run in a process of its own that has only the exported folder: not this package, none of
 its flags. ONNX needs onnxruntime, PyTorch needs torch.
@@ -8,7 +8,6 @@ its flags. ONNX needs onnxruntime, PyTorch needs torch.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -20,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.selection import options, rows_of
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import runtime
+from rcmnet_jax.cli import guarded
 from rcmnet_jax.data.prepare import prepare
-from rcmnet_jax.errors import RunError
 from rcmnet_jax.export.command import export
 from rcmnet_jax.training.sharding import Placement
 
@@ -73,33 +71,16 @@ def answers(form: str, bundle: Path, images: np.ndarray, place: Path) -> np.ndar
     return found
 
 
-def rows_of(part: str, splits: np.ndarray) -> np.ndarray:
-    """The rows of one part of a split; all where `part` is empty."""
-    rows = np.flatnonzero(splits == part) if part else np.arange(len(splits))
-    if not len(rows):
-        raise SystemExit(f"--part={part}: the split has no such images.")
-    return rows
-
-
-def main() -> int:
-    """Prints the table in Markdown; status 2 where the bundle or DATA cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--split", default="", metavar="FILE.csv", help="CSV path,split")
-    parser.add_argument("--part", default="", metavar="NAME", help="train, val or test; all images without")
-    given = parser.parse_args()
+def main() -> None:
+    """Prints the table in Markdown."""
+    given = options(__doc__).parse_args()
     runtime.enable_compilation_cache()
-    try:
-        bundle = bundles.load(given.bundle)
-        data = prepare(given.data, bundle.rule, splits=given.split)
-        images = data.images(rows_of(given.part, data.examples.split))
-        wanted = bundle.answers(images, Placement.everywhere()).probabilities
-        with tempfile.TemporaryDirectory() as place:
-            found = {form: answers(form, given.bundle, images, Path(place)) for form in PROGRAMS}
-    except RunError as fault:
-        print(fault, file=sys.stderr)
-        return fault.status
+    bundle = bundles.load(given.bundle)
+    data = prepare(given.data, bundle.rule, splits=given.split)
+    images = data.images(rows_of(given.part, data.examples.split))
+    wanted = bundle.answers(images, Placement.everywhere()).probabilities
+    with tempfile.TemporaryDirectory() as place:
+        found = {form: answers(form, given.bundle, images, Path(place)) for form in PROGRAMS}
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch", "onnx", "onnxruntime")
     )
@@ -108,8 +89,7 @@ def main() -> int:
     for form, given_back in found.items():
         other = int((given_back.argmax(1) != wanted.argmax(1)).sum())
         print(f"| {form} | {np.abs(given_back - wanted).max():.1e} | {other} of {len(images)} |")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

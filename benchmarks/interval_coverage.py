@@ -1,6 +1,6 @@
 """How often the 95% intervals of metrics.json hold the truth, over simulated tables: one line a setting.
 
-  python benchmarks/interval_coverage.py --tables 1000
+  python -m benchmarks.interval_coverage --tables 1000
 
 Truth is the metric over 400,000 images of the same law. Logits are normal, the true class raised by `signal`; in
 groups, by a normal effect of each group as well, and each group has its own mix of classes and its own size. Beside the
@@ -15,12 +15,9 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 from scipy import special
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rcmnet_jax.evaluation import influence, reliability
 from rcmnet_jax.evaluation.influence import Outcome

@@ -8,10 +8,7 @@ the figure that counts, since reading then shares the cores with the step.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from benchmarks.contest import Contender, contest, publish, ratio
+from benchmarks.contest import Contender, contest, options, publish, ratio
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 
@@ -28,14 +25,9 @@ def main() -> None:
     from rcmnet_jax.training.sharding import Placement
     from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
 
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = options(__doc__, seconds=3.0)
     words.add_argument("data", metavar="DATA")
     words.add_argument("--model", default="rcmnet")
-    words.add_argument("--size", type=int, default=64)
-    words.add_argument("--batch", type=int, default=32)
-    words.add_argument("--rounds", type=int, default=7)
-    words.add_argument("--seconds", type=float, default=3.0)
-    words.add_argument("--output", type=Path, help="JSON")
     chosen = words.parse_args()
 
     data, placement = prepare(chosen.data, ImageRule(chosen.size)), Placement.everywhere()

@@ -1,6 +1,6 @@
 """Which score tells strange images from known ones: energy, several distances, and the one that bundles hold.
 
-    python benchmarks/ood.py BUNDLE DATA --splits SPLITS.csv [--other NAME=DATA ...] [--output FILE.json]
+    python -m benchmarks.ood BUNDLE DATA --splits SPLITS.csv [--other NAME=DATA ...] [--output FILE.json]
 
 Each score is fitted on training rows of DATA, its threshold is what 99% of them stay below by cross-fitted statistics,
 and it is then shown the validation rows, which should pass, and images that should not: other data sets, noise, blank
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import runtime

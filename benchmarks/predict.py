@@ -9,12 +9,11 @@ exported module (channels_last, eager) and takes the softmax.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.contest import Contender, contest, publish, ratio
+from benchmarks.contest import Contender, contest, options, publish, ratio
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 
@@ -30,13 +29,10 @@ def main() -> None:
     from rcmnet_jax.export.pytorch import module_of
     from rcmnet_jax.training.sharding import Placement
 
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = options(__doc__, seconds=2.0, size=False)
     words.add_argument("bundle", type=Path, metavar="BUNDLE")
     words.add_argument("data", metavar="DATA")
     words.add_argument("--images", type=int, default=512, help="of DATA, as PNG or JPEG files in one folder")
-    words.add_argument("--rounds", type=int, default=7)
-    words.add_argument("--seconds", type=float, default=2.0)
-    words.add_argument("--output", type=Path, help="JSON")
     chosen = words.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     bundle, placement = bundles.load(chosen.bundle), Placement.everywhere()

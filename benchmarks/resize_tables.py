@@ -1,6 +1,6 @@
 """What a trained network's logits become when it is moved to another image size, its position tables interpolated.
 
-    python benchmarks/resize_tables.py BUNDLE DATA [--split FILE.csv] [--part val] [--to 96 128] [--images 400]
+    python -m benchmarks.resize_tables BUNDLE DATA [--split FILE.csv] [--part val] [--to 96 128] [--images 400]
 
 Each line compares with the bundle itself on its own size. Beside interpolated tables stand tables as a new network
 has them and tables of zeros: what of a change is due to the size alone, and what interpolation saves.
@@ -15,20 +15,18 @@ import platform
 import sys
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.selection import options, rows_of
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint.transfer import transfer
+from rcmnet_jax.cli import guarded
 from rcmnet_jax.data.prepare import prepare
-from rcmnet_jax.errors import RunError
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 
@@ -84,7 +82,7 @@ def table(given: argparse.Namespace) -> list[str]:
     """The rows of the table, Markdown."""
     bundle = bundles.load(given.bundle)
     near = prepare(given.data, bundle.rule, splits=given.split)
-    rows = np.flatnonzero(near.examples.split == given.part) if given.part else np.arange(len(near.examples.path))
+    rows = rows_of(given.part, near.examples.split)
     rows = np.sort(np.random.default_rng(0).permutation(rows)[: given.images])
     small, labels, size = near.images(rows), near.examples.label[rows], bundle.rule.size
     own = logits(bundle, small)
@@ -107,24 +105,15 @@ def table(given: argparse.Namespace) -> list[str]:
     ]
 
 
-def main() -> int:
-    """Prints the table; status 2 where the bundle or DATA cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--split", default="", metavar="FILE.csv", help="CSV path,split")
-    parser.add_argument("--part", default="", metavar="NAME", help="train, val or test; all images without")
+def main() -> None:
+    """Prints the table."""
+    parser = options(__doc__)
     parser.add_argument("--to", type=int, nargs="+", default=[96, 128], metavar="PIXELS")
     parser.add_argument("--images", type=int, default=400, metavar="N", help="drawn at random")
     given = parser.parse_args()
     runtime.enable_compilation_cache()
-    try:
-        print("\n".join(table(given)))
-    except RunError as fault:
-        print(fault, file=sys.stderr)
-        return fault.status
-    return 0
+    print("\n".join(table(given)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

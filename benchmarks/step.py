@@ -9,14 +9,12 @@ twin (tests/reference/twin.py) runs channels_last, eager and compiled, with the 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import Contender, contest, publish, ratio, roofline
+from benchmarks.contest import Contender, contest, options, publish, ratio, roofline
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 CLASSES = 8
@@ -149,15 +147,10 @@ def quick_attention(slow: Any) -> Any:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = options(__doc__, seconds=2.0)
     words.add_argument("--model", default="rcmnet")
-    words.add_argument("--size", type=int, default=64)
-    words.add_argument("--batch", type=int, default=32)
     words.add_argument("--what", choices=("train", "infer"), default="train")
-    words.add_argument("--rounds", type=int, default=7)
-    words.add_argument("--seconds", type=float, default=2.0, help="of each contender in each round")
     words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    words.add_argument("--output", type=Path, help="JSON")
     chosen = words.parse_args()
     made: list[Callable[[], list[Contender]]] = [
         lambda: ours(chosen.model, chosen.size, chosen.batch, chosen.what),

@@ -50,22 +50,23 @@ def conclude(here: Run, data: Data) -> None:
     """Makes the top of the workdir from the leaves: predictions.csv, metrics.json, bundle/, and report.html last."""
     if is_main_process():
         tables = arm_tables(here, data)
-        main = next(iter(tables.values()))
-        metrics = {arm: compute(table, seed=here.config.seed) for arm, table in tables.items()}
-        facts = _calibrated(data, main)
+        table = next(iter(tables.values()))
+        metrics = {arm: compute(each, seed=here.config.seed) for arm, each in tables.items()}
+        main = next(iter(metrics.values()))
+        facts = _calibrated(data, table)
         if changed := facts.get("reliability"):
-            next(iter(metrics.values()))["calibration"]["after_temperature"] = changed["after"]
+            main["calibration"]["after_temperature"] = changed["after"]
         doubts = _doubts(metrics)
-        next(iter(metrics.values()))["warnings"] += doubts
-        write_table(main, here.workdir / "predictions.csv")
+        main["warnings"] += doubts
+        write_table(table, here.workdir / "predictions.csv")
         for arm, values in metrics.items():
             if arm != "pretrain":
                 write_atomic(here.workdir / arm / "metrics.json", to_json(values))
-        write_atomic(here.workdir / "metrics.json", to_json(next(iter(metrics.values()))))
+        write_atomic(here.workdir / "metrics.json", to_json(main))
         comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
-        _final_bundle(here, data, facts, next(iter(metrics.values())), comparison)
+        _final_bundle(here, data, facts, main, comparison)
         run_report.write(here, data, tables, metrics, comparison, doubts)
-        _show(here, data, metrics, doubts)
+        _show(here, data, metrics, [] if comparison is None else comparison["sentences"], doubts)
     barrier("conclusion")
 
 
@@ -131,7 +132,9 @@ def _final_bundle(
     bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts), render_card(card))
 
 
-def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]], doubts: Sequence[str]) -> None:
+def _show(
+    here: Run, data: Data, metrics: dict[str, dict[str, Any]], compared: Sequence[str], doubts: Sequence[str]
+) -> None:
     console = here.around.console
     main = data.target or data.source
     assert main is not None
@@ -140,9 +143,8 @@ def _show(here: Run, data: Data, metrics: dict[str, dict[str, Any]], doubts: Seq
     number = next(iter(metrics.values()))["n"]
     title = f"{kind}{main.spec}: {number} images, 95% intervals"
     console.table(title, ["", *(name.replace("_", " ") for name in SHOWN)], rows)
-    if (compared := here.workdir / "comparison.json").exists():
-        for sentence in read_json(compared)["sentences"]:
-            console.say(sentence)
+    for sentence in compared:
+        console.say(sentence)
     for doubt in doubts:
         console.warn(doubt)
     console.say(bundles.DISCLAIMER)

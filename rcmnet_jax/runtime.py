@@ -132,9 +132,10 @@ def cpu_model() -> tuple[str, str]:
 def cache_root() -> Path:
     """The user's cache folder: RCMNET_CACHE, else XDG_CACHE_HOME/rcmnet_jax, else ~/.cache/rcmnet_jax."""
     if own := os.environ.get("RCMNET_CACHE"):
-        return Path(own).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path("~/.cache").expanduser()) / "rcmnet_jax"
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG rule: a relative path there is to be ignored.
+    return (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "rcmnet_jax"
 
 
 def enable_compilation_cache(folder: Path | None = None) -> Path | None:

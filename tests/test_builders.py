@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from rcmnet_jax.data.builders.__main__ import main
 from rcmnet_jax.data.builders.bloodmnist import bloodmnist_dataset_builder as bloodmnist
 from rcmnet_jax.data.images import decode
 from rcmnet_jax.data.sources import Item, open_source
+from tests.file_server import Server
 
 pytest.importorskip("tensorflow_datasets")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,20 +51,9 @@ def test_a_file_that_is_not_the_published_one_is_refused(published, capsys):
 
 
 def test_without_the_file_at_hand_it_is_downloaded_and_checked(published, monkeypatch, tmp_path):
-    content = (published / "bloodmnist.npz").read_bytes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            """Says nothing."""
-
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
     monkeypatch.setenv("RCMNET_CACHE", str(tmp_path / "cache"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server() as server:
+        server.content = (published / "bloodmnist.npz").read_bytes()
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         monkeypatch.setattr(bloodmnist, "RECORD", f"http://127.0.0.1:{server.server_port}")
         assert main(["bloodmnist/28"]) == 0

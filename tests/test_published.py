@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,29 +20,8 @@ from rcmnet_jax.convert import convert
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.models import Network
 from tests.commands import launch, run
+from tests.file_server import Server
 from tests.pickles import Payload, save, save_state
-
-
-class Server(ThreadingHTTPServer):
-    """Serves one file under any name, at most `most` bytes of it a time, and counts the requests."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.most, self.asked = b"", None, []
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        """Says nothing."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.content)))
-        self.end_headers()
-        self.wfile.write(self.server.content[: self.server.most])
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from rcmnet_jax.data.images import SIGNALS, ImageRule
 from rcmnet_jax.data.pixels import FORMAT, RECORDS, Index, PixelReader, Progress, build, open_index
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.runtime import cache_root
 
 _CHUNK = 256  # images read at once
 
@@ -73,12 +74,8 @@ class PreparedSet:
 
 
 def cache_folder(configured: str = "") -> Path:
-    """Where prepared sets live: as configured, else RCMNET_CACHE, XDG_CACHE_HOME/rcmnet_jax, ~/.cache/rcmnet_jax."""
-    if chosen := configured or os.environ.get("RCMNET_CACHE", ""):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG rule: a relative path there is to be ignored.
-    return (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "rcmnet_jax"
+    """Where prepared sets live: as configured, else `runtime.cache_root()`."""
+    return Path(configured).expanduser().absolute() if configured else cache_root()
 
 
 def prepare(

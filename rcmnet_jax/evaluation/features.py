@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from rcmnet_jax.evaluation.novelty import evenly
 from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.training.sharding import is_main_process
@@ -54,7 +55,7 @@ def write(folder: Path, found: Features) -> None:
 
 def leave(folder: Path, bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> None:
     """Writes a bundle's features of prepared rows, or of 20,000 of them, evenly drawn. All processes must come here."""
-    rows = rows if len(rows) <= MOST else rows[np.linspace(0, len(rows) - 1, MOST).astype(int)]
+    rows = evenly(rows, MOST)
     weights = (bundle.params, bundle.batch_stats)
     values = forward(bundle.network, *weights, data.images(rows), placement, output="embedding")
     if is_main_process():

@@ -104,9 +104,14 @@ def score(facts: Mapping[str, Any], seen: Spaces) -> Floats:
     return np.max(each, axis=0)  # type: ignore[no-any-return]
 
 
-def fit_to(bundle: Bundle, data: PreparedSet, rows: Ints, placement: Placement) -> dict[str, Any]:
+def evenly(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
+    """The rows, or `most` of them at equal distances."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def fit_to(bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> dict[str, Any]:
     """`fit` on the rows that a bundle's network was trained on; every process must take part."""
-    rows = rows if len(rows) <= MOST else rows[np.linspace(0, len(rows) - 1, MOST).astype(np.int64)]
+    rows = evenly(rows, MOST)
     return fit(_seen(bundle, data, rows, placement), data.examples.group[rows])
 
 
@@ -118,7 +123,7 @@ def ratio(bundle: Bundle, data: PreparedSet, rows: Ints, placement: Placement) -
     return score(facts, _seen(bundle, data, rows, placement)) / float(facts["threshold"])
 
 
-def _seen(bundle: Bundle, data: PreparedSet, rows: Ints, placement: Placement) -> Spaces:
+def _seen(bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> Spaces:
     images = data.images(rows)
     return spaces(images, bundle.responses(images, placement).embedding)
 

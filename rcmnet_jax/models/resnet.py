@@ -82,10 +82,6 @@ class Block(nnx.Module):
         y = self.bn2(self.mhsa(y) if self.attend else self.conv2(y), train)
         return _join(self, x, y, train)
 
-    def attention(self, x: Array) -> Array:
-        """The attention weights of this block on its input, (B, heads, N, N), in inference mode."""
-        return self.mhsa.weights(nnx.relu(self.bn1(self.conv1(x), False)))
-
 
 class Bottleneck(nnx.Module):
     """Bottleneck block (He et al. 2015, fig. 5 right), 4 planes channels out; the stride is at the 3x3, as torchvision.
@@ -117,10 +113,6 @@ class Bottleneck(nnx.Module):
             y = self.conv2(y)
         y = nnx.relu(self.bn2(y, train))
         return _join(self, x, self.bn3(self.conv3(y), train), train)
-
-    def attention(self, x: Array) -> Array:
-        """The attention weights of this block on its input, (B, heads, N, N), in inference mode."""
-        return self.mhsa.weights(nnx.relu(self.bn1(self.conv1(x), False)))
 
 
 def _in_block(parts: Parts) -> bool:
@@ -155,8 +147,9 @@ class Stage(nnx.Module):
         """The attention weights of the last block, (B, heads, N, N), in inference mode."""
         for i in range(self.blocks - 1):
             x = getattr(self, str(i))(x, False)
-        last: Array = getattr(self, str(self.blocks - 1)).attention(x)
-        return last
+        last = getattr(self, str(self.blocks - 1))
+        weights: Array = last.mhsa.weights(nnx.relu(last.bn1(last.conv1(x), False)))
+        return weights
 
 
 class ResNet(nnx.Module):

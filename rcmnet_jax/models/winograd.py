@@ -7,6 +7,8 @@ over all tiles. The gradients are the transposed maps, so that they need no more
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,6 @@ def _input_tiles(x: Array) -> Tiles:
 
 def _output(tiles: Tiles, shape: tuple[int, ...]) -> Array:
     """A^T m A, put together: (B, H, W, C)."""
-    batch, height, width, channels = shape
     rows, columns = _grid(shape)
 
     def at(down: int, right: int) -> Array:
@@ -86,10 +87,9 @@ def _output(tiles: Tiles, shape: tuple[int, ...]) -> Array:
             for x, b in column
             if (y, x) == (down, right)
         ]
-        return _total(terms).reshape(batch, rows, columns, channels)
+        return _total(terms).reshape(shape[0], rows, columns, -1)
 
-    y = jnp.stack([jnp.stack([at(down, right) for right in (0, 1)], 3) for down in (0, 1)], 2)
-    return y.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]
+    return _woven(at, shape)
 
 
 def _output_transposed(dy: Array) -> Tiles:
@@ -104,10 +104,9 @@ def _output_transposed(dy: Array) -> Tiles:
 
 def _input_transposed(tiles: Tiles, shape: tuple[int, ...]) -> Array:
     """B v B^T, where tiles overlap added up: (B, H, W, C)."""
-    batch, height, width, channels = shape
     rows, columns = _grid(shape)
     ring = ((0, 0), (1, 1), (1, 1), (0, 0))
-    held = [jnp.pad(v.reshape(batch, rows, columns, channels), ring) for v in tiles]
+    held = [jnp.pad(v.reshape(shape[0], rows, columns, -1), ring) for v in tiles]
 
     def at(down: int, right: int) -> Array:
         """Pixels 2 t + down, 2 s + right: of the padded image pair t + down, which 1 - down, and so along the width."""
@@ -121,8 +120,14 @@ def _input_transposed(tiles: Tiles, shape: tuple[int, ...]) -> Array:
                             terms.append((a * b, held[4 * i + j][:, top : top + rows, left : left + columns]))
         return _total(terms)
 
-    dx = jnp.stack([jnp.stack([at(down, right) for right in (0, 1)], 3) for down in (0, 1)], 2)
-    return dx.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]
+    return _woven(at, shape)
+
+
+def _woven(at: Callable[[int, int], Array], shape: tuple[int, ...]) -> Array:
+    """The image (B, H, W, C) whose every second row and column, from `down` and `right`, is `at(down, right)`."""
+    y = jnp.stack([jnp.stack([at(down, right) for right in (0, 1)], 3) for down in (0, 1)], 2)
+    batch, rows, _, columns, _, channels = y.shape
+    return y.reshape(batch, 2 * rows, 2 * columns, channels)[:, : shape[1], : shape[2]]
 
 
 def _total(terms: list[tuple[int, Array]]) -> Array:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rcmnet_jax.data.prepare import cache_folder
 from rcmnet_jax.download import Progress, Remote, download, matches
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.runtime import cache_root
 
 
 def fetched(remote: Remote, name: str, dl_manager: Any, progress: Progress | None = None) -> Path:
@@ -29,4 +29,4 @@ def fetched(remote: Remote, name: str, dl_manager: Any, progress: Progress | Non
                 f"{own}: is not the published file ({remote.checksum}). Take it away to have it downloaded."
             )
         return own
-    return download(remote, cache_folder() / "downloads" / name, progress=progress)
+    return download(remote, cache_root() / "downloads" / name, progress=progress)
