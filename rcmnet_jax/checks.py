@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.config import MODEL_NAMES, ExperimentConfig, suggestion, to_dict
+from rcmnet_jax.config import MODEL_NAMES, ExperimentConfig, TargetConfig, suggestion, to_dict
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.recipes import RECIPES
 
-ARMS = ("transfer", "scratch", "probe", "shortcut")
+ARMS = ("transfer", "direct", "scratch", "probe", "shortcut")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.name": MODEL_NAMES,
@@ -22,10 +23,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "image.resample": ("bilinear", "bicubic", "lanczos", "box"),
     "loader.kind": ("auto", "resident", "stream"),
     "target.select": ("last", "inner"),
+    "target.head": ("random", "probe"),
     "target.batch_norm": ("adapt", "frozen", "reestimate"),
+    "target.sampling": ("uniform", "balanced"),
     "*.optimizer.name": ("sgd", "adamw"),
     "*.optimizer.class_weights": ("none", "balanced"),
     "*.optimizer.precision": ("float32", "bfloat16"),
+    "*.augment.padding": ("edge", "reflect"),
 }
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -37,6 +41,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "*.optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "*.optimizer.ema_decay": (lambda v: v < 1, "in [0, 1)"),
     "*.optimizer.label_smoothing": (lambda v: v < 1, "in [0, 1)"),
+    **{f"*.augment.{name}": (lambda v: v <= 1, "a probability, from 0 to 1") for name in ("reinhard", "grey", "erase")},
+    "*.augment.blur": (lambda v: v <= 0.5, "at most 0.5 of the side"),
     "model.width": (lambda v: v >= 8 and v % 8 == 0, "a multiple of 8"),
     "model.heads": (lambda v: v >= 1, "at least 1"),
     "model.cbam_kernel": (lambda v: v >= 1 and v % 2 == 1, "odd"),
@@ -45,8 +51,10 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source.val_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "target.inner_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "target.layer_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "target.limit": (lambda v: v == 0 or v >= 2, "0 (all images) or at least 2 of each class"),
     "target.seeds": (lambda v: v >= 1, "at least 1"),
     "target.folds": (lambda v: v == "auto" or (v.isdigit() and int(v) >= 2), "auto or a whole number of at least 2"),
+    "evaluation.error_rate": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
     "checkpoint.every_steps": (lambda v: v >= 0, "0 (by time alone) or more"),
     "loader.workers": (lambda v: v >= 0, "0 (one per core) or more"),
@@ -76,20 +84,44 @@ def check(config: ExperimentConfig) -> None:
 
 
 def _check_stages(config: ExperimentConfig) -> None:
-    arms = config.target.arms
+    arms = config.arms
     for arm in arms:
         if arm not in ARMS:
-            raise UserError(f"config.target.arms: '{arm}' is no arm{suggestion(arm, ARMS)}")
+            raise UserError(f"config.target.arms: '{arm}' is no arm{suggestion(arm, ('auto', *ARMS))}")
     if len(set(arms)) != len(arms):
         raise UserError(f"config.target.arms={','.join(arms)}: names an arm twice. Name each once.")
     if config.has_target and "transfer" not in arms:
         raise UserError(f"config.target.arms={','.join(arms)}: must contain transfer.")
+    if "direct" in arms and not config.has_detour:
+        raise UserError(
+            f"config.target.arms={','.join(arms)}: direct skips the source on the way from source.init_from, so it needs "
+            "both. Give them, or leave direct out."
+        )
+    _check_target(config.target)
     if not config.has_source and not config.has_target:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
     if not config.has_source and not config.source.init_from:
         raise UserError("config.source.init_from='': source.data=none needs weights to start from. Give a path here.")
     if config.source.init_from == published.WORD:
         published.file_of(config.model)
+
+
+def _check_target(target: TargetConfig) -> None:
+    if target.sampling == "balanced" and target.optimizer.class_weights == "balanced":
+        raise UserError(
+            "config.target.sampling=balanced: with target.optimizer.class_weights=balanced rare classes count twice. "
+            "Take one of them."
+        )
+    for name in target.recipes:
+        if name not in RECIPES:
+            raise UserError(f"config.target.recipes: '{name}' is no recipe{suggestion(name, RECIPES)}")
+    if len(set(target.recipes)) != len(target.recipes):
+        raise UserError(f"config.target.recipes={','.join(target.recipes)}: names a recipe twice. Name each once.")
+    if target.recipes and target.select != "last":
+        raise UserError(
+            f"config.target.select={target.select!r}: target.recipes uses up the inner split, so no epoch can be chosen "
+            "on it. Set select to last, or give no recipes."
+        )
 
 
 def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -70,6 +70,19 @@ class AugmentConfig:
     contrast: float = 0.1
     saturation: float = 0.1
     stain: float = 0.05  # jitter of each stain's optical density, factor 1 +- stain and as much offset / 2
+    padding: str = "edge"  # beyond the image: edge (repeated) | reflect, for a `scale` over 0.3, where edges smear
+    blur: float = 0.0  # sigma of a Gaussian drawn from U(0, blur), as a fraction of the side
+    # The rest: other laboratories' staining, lamps and cameras, which the small jitter above does not reach.
+    gamma: float = 0.0  # camera's response: x ** exp(U(-gamma, gamma))
+    white: float = 0.0  # white balance: gain of each channel from exp(U(-white, white))
+    hue: float = 0.0  # channels' optical densities mixed by I + U(-hue, hue), greys kept
+    reinhard: float = 0.0  # probability that log colours' means and deviations move towards drawn ones
+    grey: float = 0.0  # probability of greyscale
+    noise: float = 0.0  # standard deviation drawn from U(0, noise), of values in [0, 1]
+    erase: float = 0.0  # probability of hiding a rectangle of 2-20% of the area in the image's mean colour
+    # Drawn once a batch; both set: one of the two by a coin.
+    mixup: float = 0.0  # a of the Beta(a, a) that images and labels are blended by with their neighbour's
+    cutmix: float = 0.0  # the same for a box of the neighbour, labels by area
 
 
 @dataclass(frozen=True)
@@ -98,10 +111,16 @@ class TargetConfig:
     image_size: int = 0
     inner_fraction: float = 0.2  # of a fold's training part: the only ground on which anything is chosen
     select: str = "last"  # last: EMA weights of the last step | inner: best epoch by inner balanced accuracy
-    arms: tuple[str, ...] = ("transfer", "scratch", "probe", "shortcut")
+    arms: tuple[str, ...] = ("auto",)  # auto: transfer, scratch, probe, shortcut, and direct where there is a detour
+    head: str = "random"  # random | probe: the linear probe of the fold's training rows (LP-FT, Kumar et al. 2022)
     freeze_epochs: float = 0.0  # head alone for so long, then all
     layer_decay: float = 1.0  # learning rate factor per stage below the head
     batch_norm: str = "adapt"  # adapt: batch statistics | frozen: the source's | reestimate: adapt, then exact averages
+    pull: float = 0.0  # decay of transferred weights to their start (L2-SP, Li et al. 2018), in place of weight_decay
+    sampling: str = "uniform"  # uniform | balanced: the classes are drawn equally often
+    limit: int = 0  # images a class that each fold trains on, for learning curves; 0: all. The test rows stay the same
+    recipes: tuple[str, ...] = ()  # of recipes.py; several: each fold takes the best on its inner split
+    budget_minutes: float = 0.0  # for all candidates of a run, as foreseen from the measured speed; 0: all are tried
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.05))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -144,6 +163,13 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What is promised of the predictions."""
+
+    error_rate: float = 0.1  # of conformal sets, per class: the true class may be missing from so many
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """A whole run. Its hash names the default workdir."""
 
@@ -155,6 +181,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -177,6 +204,25 @@ class ExperimentConfig:
     def has_target(self) -> bool:
         """Whether there is a transfer stage at all."""
         return self.target.data not in ("", "none")
+
+    @property
+    def has_detour(self) -> bool:
+        """Whether weights from elsewhere go through the source first: what the arm `direct` leaves out."""
+        return self.has_source and bool(self.source.init_from)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of the transfer stage by name, `auto` resolved."""
+        if self.target.arms != ("auto",):
+            return self.target.arms
+        return ("transfer", *(("direct",) if self.has_detour else ()), "scratch", "probe", "shortcut")
+
+
+def change(config: Any, **changes: Any) -> Any:
+    """A frozen config with some fields replaced; a dict replaces fields of a nested one."""
+    return dataclasses.replace(
+        config, **{k: change(getattr(config, k), **v) if isinstance(v, dict) else v for k, v in changes.items()}
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_a_wrong_key_or_type_is_named(values, sentence):
         {"image": {"crop": 0.0}},
         {"model": {"cbam_kernel": 4}},
         {"checkpoint": {"keep": 0}},
+        {"evaluation": {"error_rate": 0.0}},
         {"source": {"epochs": float("inf")}},
         {"target": {"optimizer": {"clip_norm": float("nan")}}},
         {"target": {"freeze_epochs": -1.0}},
