@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcmnet_jax.data.loader import Order, ResidentLoader, StreamLoader, positions_of
+from rcmnet_jax.data.loader import BalancedOrder, Order, ResidentLoader, StreamLoader, positions_of
 from rcmnet_jax.training.sharding import Placement
 
 
@@ -34,8 +34,10 @@ LABELS = np.arange(30) % 3
 ROWS = np.arange(2, 25)
 
 
-def stream(images, workers, placing=None):
-    return StreamLoader(images, LABELS, ROWS, batch_size=8, seed=5, placing=placing or Share(), workers=workers)
+def stream(images, workers, placing=None, sampling="uniform"):
+    return StreamLoader(
+        images, LABELS, ROWS, batch_size=8, seed=5, placing=placing or Share(), workers=workers, sampling=sampling
+    )
 
 
 def equal(a, b):
@@ -58,16 +60,36 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert not np.array_equal(first, Order(rows, 2)(np.arange(50)))
 
 
+@given(counts=st.lists(st.integers(0, 9), min_size=2, max_size=5).filter(any), seed=st.integers(0, 2**31 - 1))
+@settings(max_examples=30, deadline=None)
+def test_balanced_sampling_gives_each_class_the_same_share_and_each_of_its_rows_too(counts, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rows = np.arange(len(labels)) * 2 + 5
+    turns, present = 3 * max(counts), sum(count > 0 for count in counts)
+    order = BalancedOrder(rows, labels, seed)
+    found = order(np.arange(turns * present))
+    drawn = labels[(found - 5) // 2].reshape(turns, present)
+    assert (np.sort(drawn, 1) == np.flatnonzero(counts)).all()  # each class once in each turn
+    times = np.unique(found, return_counts=True)[1]
+    for k in np.unique(labels):  # the rows of a class are used up before one of them comes again
+        assert np.ptp(times[labels == k]) <= 1
+    some = np.random.default_rng(0).integers(0, turns * present, 7)
+    np.testing.assert_array_equal(order(some), found[some])  # by position alone
+
+
 def test_batches_are_the_same_for_any_worker_count(images):
     one, many = stream(images, 1), stream(images, 7)
     assert all(equal(one.batch(step), many.batch(step)) for step in range(9))
 
 
-def test_both_loaders_give_the_same_batches(images):
+@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
+def test_both_loaders_give_the_same_batches(images, sampling):
     import jax.numpy as jnp
 
-    resident = ResidentLoader(jnp.asarray(images), LABELS, ROWS, batch_size=8, seed=5, placing=Placement.everywhere())
-    streamed = stream(images, 2)
+    resident = ResidentLoader(
+        jnp.asarray(images), LABELS, ROWS, batch_size=8, seed=5, placing=Placement.everywhere(), sampling=sampling
+    )
+    streamed = stream(images, 2, sampling=sampling)
     assert all(equal(resident.batch(step), streamed.batch(step)) for step in range(6))
 
 

@@ -15,6 +15,7 @@ from rcmnet_jax.console import Console
 from rcmnet_jax.data.loader import ResidentLoader
 from rcmnet_jax.errors import GuardError, Interrupted
 from rcmnet_jax.training import loop
+from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.records import Records, read_rows
 from rcmnet_jax.training.sharding import Placement
@@ -114,6 +115,41 @@ def test_layer_decay_slows_the_body_by_its_depth():
         seen, _ = advance(Recipe(config, PLAIN, layer_decay=decay), steps=1)
         moved.append(seen[1].params["body"]["kernel"] - seen[0].params["body"]["kernel"])
     np.testing.assert_allclose(moved[1], 0.25 * moved[0], atol=1e-7)
+
+
+def anchored(strength, weight_decay):
+    """Three steps of plain descent without a gradient that matters: a decay of `strength` to 2 on the body alone."""
+    recipe = Recipe(OptimizerConfig(momentum=0.0, weight_decay=weight_decay, clip_norm=0.0), PLAIN)
+    start = {"body": {"kernel": np.full(3, 2, np.float32)}, "fc": {"kernel": np.zeros((48, 3)), "bias": np.zeros(3)}}
+    held = {"body": {"kernel": np.float32(strength)}, "fc": {"kernel": np.float32(0), "bias": np.float32(0)}}
+    anchor = PLACEMENT.put_copies(optimizers.Anchor(start, held))
+    state, step = fresh(recipe), make_train_step(MODEL, recipe, PLACEMENT)
+    for k in range(3):
+        controls = Controls.on_host(0.1, True, np.zeros(CLASSES), 1)._replace(anchor=anchor)
+        state, _ = step(state, batches().batch(k), controls)
+    return jax.device_get(state.params)
+
+
+def test_a_pull_decays_the_body_to_its_start_and_the_head_to_zero():
+    params, (first, _) = anchored(strength=0.5, weight_decay=0.2), MODEL.init()
+    np.testing.assert_allclose(params["body"]["kernel"], 2 - (1 - 0.1 * 0.5) ** 3 * (2 - 1), rtol=1e-6)
+    np.testing.assert_allclose(params["fc"]["kernel"], (1 - 0.1 * 0.2) ** 3 * first["fc"]["kernel"], rtol=1e-5)
+
+
+def test_a_leaf_that_was_not_transferred_decays_to_zero_under_an_anchor_too():
+    params = anchored(strength=0.0, weight_decay=0.2)
+    np.testing.assert_allclose(params["body"]["kernel"], (1 - 0.1 * 0.2) ** 3, rtol=1e-6)
+
+
+def test_a_pull_holds_no_body_back_that_is_held_anyway():
+    recipe = Recipe(OptimizerConfig(weight_decay=0.1), PLAIN)
+    state, step, loader = fresh(recipe), make_train_step(MODEL, recipe, PLACEMENT), batches()
+    start = MODEL.init()[0]
+    anchor = PLACEMENT.put_copies(optimizers.Anchor(start, jax.tree.map(lambda _: np.float32(0.5), start)))
+    for k in range(3):
+        controls = Controls.on_host(0.1, False, np.ones(CLASSES), 1)._replace(anchor=anchor)
+        state, _ = step(state, loader.batch(k), controls)
+    np.testing.assert_array_equal(state.params["body"]["kernel"], start["body"]["kernel"])
 
 
 def test_frozen_statistics_stay():

@@ -55,6 +55,33 @@ class Order:
         return self.rows[[self._order[int(p)] for p in positions]]
 
 
+class BalancedOrder:
+    """A stream with as many rows of each class: every K positions hold each of the K classes present once.
+
+    Position p takes the next row of its class, of which each has an endless order of its own; so it depends on the seed
+    and p alone, as `Order` does.
+    """
+
+    def __init__(self, rows: np.ndarray, labels: np.ndarray, seed: int):
+        """`labels` (n,) are those of `rows` (n,)."""
+        rows = np.asarray(rows, np.int64)
+        keys = np.random.SeedSequence(seed).generate_state(int(labels.max()) + 2) >> 1
+        present = np.unique(labels).tolist()
+        self._class = Order(np.arange(len(present)), int(keys[-1]))
+        self._rows = [Order(rows[labels == k], int(keys[k])) for k in present]
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows at the positions, int64 (B,)."""
+        turn = np.asarray(positions) // len(self._rows)
+        found = [self._rows[k](turn[i : i + 1]) for i, k in enumerate(self._class(positions))]
+        return np.concatenate(found)
+
+
+def make_order(rows: np.ndarray, labels: np.ndarray, seed: int, sampling: str) -> Callable[[np.ndarray], np.ndarray]:
+    """From positions to rows: `uniform` takes each row once an epoch, `balanced` the classes equally often."""
+    return Order(rows, seed) if sampling == "uniform" else BalancedOrder(rows, labels[rows], seed)
+
+
 def positions_of(step: int, batch_size: int, share: slice) -> np.ndarray:
     """Stream positions of this process's rows of batch `step`, int64."""
     return np.arange(step * batch_size + share.start, step * batch_size + share.stop, dtype=np.int64)
@@ -69,7 +96,15 @@ class ResidentLoader:
     """Batches gathered on the device from a decoded set that lives there."""
 
     def __init__(
-        self, images: jax.Array, labels: np.ndarray, rows: np.ndarray, *, batch_size: int, seed: int, placing: Placing
+        self,
+        images: jax.Array,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        placing: Placing,
+        sampling: str = "uniform",
     ):
         """
         Args:
@@ -79,9 +114,10 @@ class ResidentLoader:
           batch_size: global.
           seed: of the order.
           placing: of the global batch.
+          sampling: uniform | balanced, as for `make_order`.
         """
         self._images, self._labels, self._placing = images, np.asarray(labels, np.int32), placing
-        self._order, self._batch_size = Order(rows, seed), batch_size
+        self._order, self._batch_size = make_order(rows, self._labels, seed, sampling), batch_size
         self._share = placing.share(batch_size)
 
     def batch(self, step: int) -> Batch:
@@ -107,10 +143,11 @@ class StreamLoader:
         seed: int,
         placing: Placing,
         workers: int = 0,
+        sampling: str = "uniform",
     ):
         """As ResidentLoader, with a random-access reader in place of the array, and the number of reading threads."""
         self._reader, self._labels, self._placing = reader, np.asarray(labels, np.int32), placing
-        self._order, self._batch_size = Order(rows, seed), batch_size
+        self._order, self._batch_size = make_order(rows, self._labels, seed, sampling), batch_size
         self._share, self._workers = placing.share(batch_size), workers or os.cpu_count() or 4
         self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Any]]
 

@@ -15,6 +15,7 @@ from rcmnet_jax.config import CheckpointConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.loader import Loader
 from rcmnet_jax.errors import GuardError, Interrupted
+from rcmnet_jax.training.optimizer import Anchor
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.state import TrainState, from_tree, to_tree
 from rcmnet_jax.training.step import Controls, Metrics, StepFn
@@ -33,6 +34,7 @@ class Stage:
     seed: int  # of the order and the augmentation
     head_steps: int = 0  # the head trains alone before this step
     steps_per_epoch: float = 1.0
+    anchor: Anchor | None = None  # on the devices, from the same source whenever the stage goes on
     save_every: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
@@ -120,7 +122,8 @@ class _Controls:
 
     def __call__(self, step: int) -> Controls:
         rate = float(self._stage.learning_rates[step])
-        return Controls.on_host(rate, step >= self._stage.head_steps, self._weights, self._seed)
+        made = Controls.on_host(rate, step >= self._stage.head_steps, self._weights, self._seed)
+        return made._replace(anchor=self._stage.anchor)
 
 
 class _Meter:

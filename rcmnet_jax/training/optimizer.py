@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,28 +19,54 @@ Path = tuple[str, ...]
 
 def map_with_names(fn: Callable[[Path], Any], tree: Tree) -> Tree:
     """A tree like `tree` whose leaves are `fn` of their path of string keys."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: fn(tuple(str(entry.key) for entry in path)), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: fn(_names(path)), tree)
 
 
-def make(config: OptimizerConfig, decays: Callable[[Path], bool]) -> optax.GradientTransformation:
+def _names(path: Any) -> Path:
+    return tuple(str(entry.key) for entry in path)
+
+
+class Anchor(NamedTuple):
+    """Where weights are pulled to in place of zero: L2-SP (Li et al. 2018, eq. 3)."""
+
+    start: Tree  # like the parameters
+    strength: Tree  # float32 () for each leaf: the decay's rate; 0 where a leaf decays to zero as without an anchor
+
+
+def make(config: OptimizerConfig, decays: Callable[[Path], bool]) -> optax.GradientTransformationExtraArgs:
     """The update direction of one step, to be scaled by minus the learning rate.
 
     SGD is Nesterov's with the decay added to the gradient, as PyTorch has it; AdamW's decay is decoupled
-    (Loshchilov & Hutter 2019).
+    (Loshchilov & Hutter 2019). `update` takes an Anchor as `anchor`, or None.
 
     Args:
       config: which rule, with its momentum, decay and clipping.
       decays: whether the leaf at a path is a kernel, and so decays.
     """
-
-    def mask(params: Tree) -> Tree:
-        return map_with_names(decays, params)
-
-    decay = optax.add_decayed_weights(config.weight_decay, mask)
+    decay = _decay(config.weight_decay, decays)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
     if config.name == "sgd":
         return optax.chain(*clip, decay, optax.trace(config.momentum, nesterov=True))
     return optax.chain(*clip, optax.scale_by_adam(), decay)
+
+
+def _decay(rate: float, decays: Callable[[Path], bool]) -> optax.GradientTransformationExtraArgs:
+    """Adds rate w for kernels; strength (w - start) instead for the leaves that an anchor holds."""
+
+    def added(path: Any, update: jax.Array, weight: jax.Array, *held: jax.Array) -> jax.Array:
+        decay = rate * weight if decays(_names(path)) else None
+        if held:
+            start, strength = held
+            zero = jnp.zeros_like(weight) if decay is None else decay
+            decay = jnp.where(strength > 0, strength * (weight - start), zero)
+        return update if decay is None else update + decay.astype(update.dtype)
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, *, anchor: Anchor | None = None, **_: Any
+    ) -> tuple[Tree, Any]:
+        return jax.tree_util.tree_map_with_path(added, updates, params, *(anchor or ())), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def total_steps(epochs: float, examples: int, batch_size: int) -> int:

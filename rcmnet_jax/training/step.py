@@ -31,6 +31,7 @@ class Controls(NamedTuple):
     body: jax.Array  # () float32, 0 while the head trains alone, else 1
     class_weights: jax.Array  # (K,) float32
     seed: jax.Array  # () uint32, of the augmentation
+    anchor: optimizers.Anchor | None = None  # what weights are pulled to, not donated
 
     @classmethod
     def on_host(cls, learning_rate: float, body: bool, class_weights: np.ndarray, seed: int) -> Controls:
@@ -70,7 +71,7 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
 
 
 @functools.lru_cache(maxsize=16)
-def make_optimizer(network: Network, recipe: Recipe) -> optax.GradientTransformation:
+def make_optimizer(network: Network, recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     """The update rule of a recipe, for the leaves of a network."""
     return optimizers.make(recipe.optimizer, network.decays)
 
@@ -107,7 +108,10 @@ def train_step(
     held = jax.tree.map(
         jnp.multiply, state.params, gate
     )  # weight decay must not gather momentum while the body is held
-    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held)
+    anchor = controls.anchor
+    if anchor is not None:  # a held body is at its start, and its part of `held` is 0
+        anchor = anchor._replace(start=jax.tree.map(jnp.multiply, anchor.start, gate))
+    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held, anchor=anchor)
     factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
     updates = jax.tree.map(
         lambda d, g, f: (-f * controls.learning_rate * g * d).astype(d.dtype), directions, gate, factors
