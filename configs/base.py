@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcmnet_jax.config import ExperimentConfig, suggestion, to_dict
+from rcmnet_jax.config import ExperimentConfig, change, suggestion, to_dict
 from rcmnet_jax.errors import UserError
+
+__all__ = ["SMOKE", "change", "choose", "config_dict"]
 
 # What every `smoke` preset has: all stages at toy size, for tests.
 SMOKE: dict[str, Any] = {
@@ -39,10 +40,3 @@ def choose(preset: str, presets: dict[str, ExperimentConfig], file: str) -> Conf
     if preset not in presets:
         raise UserError(f"{file}:{preset}: no such preset{suggestion(preset, [name for name in presets if name])}")
     return config_dict(presets[preset])
-
-
-def change(config: Any, **changes: Any) -> Any:
-    """A frozen config with some fields replaced; a dict replaces fields of a nested one."""
-    return dataclasses.replace(
-        config, **{k: change(getattr(config, k), **v) if isinstance(v, dict) else v for k, v in changes.items()}
-    )

@@ -89,7 +89,7 @@ def arm_tables(here: Run, data: Data) -> dict[str, Table]:
                 for number in range(len(folds))
             ]
         )
-        for arm in sorted(here.config.target.arms, key=lambda arm: arm != "transfer")
+        for arm in sorted(here.config.arms, key=lambda arm: arm != "transfer")
     }
 
 

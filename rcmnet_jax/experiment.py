@@ -127,7 +127,7 @@ def target(here: Run, data: Data, source: Bundle | None) -> None:
     """All arms over all seeds and folds, then the final model on all target images."""
     assert data.target is not None
     pixels = Pixels(data.target, here)
-    for arm in here.config.target.arms:
+    for arm in here.config.arms:
         for seed, folds in enumerate(data.folds):
             for number, fold in enumerate(folds):
                 here.around.stop.check()

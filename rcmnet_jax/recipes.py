@@ -1,0 +1,88 @@
+"""Named ways to fine-tune on a few hundred images: `target.recipes` says which are tried, and each fold takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rcmnet_jax.config import TargetConfig, change
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What of the target's settings differs from those given."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float = 1.0  # factor
+    learning_rate: float = 1.0  # factor
+
+    def apply(self, target: TargetConfig) -> TargetConfig:
+        """The target's settings under this recipe."""
+        rate = {"learning_rate": target.optimizer.learning_rate * self.learning_rate}
+        changed: TargetConfig = change(target, epochs=target.epochs * self.epochs, optimizer=rate, **self.settings)
+        return changed
+
+
+# What settles most on small sets comes first: a budget cuts the tail.
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe(),
+    "probe": Recipe({"head": "probe"}, epochs=0),  # the linear probe, nothing fine-tuned
+    "long": Recipe(epochs=4, learning_rate=4),  # a few hundred images are few steps an epoch
+    "probe-tune": Recipe({"head": "probe"}, epochs=2),  # LP-FT (Kumar et al. 2022)
+    "pull": Recipe({"pull": 0.01}, epochs=4, learning_rate=4),  # L2-SP at the strength that its authors found (2018)
+    "frozen": Recipe({"batch_norm": "frozen"}, epochs=2),  # the source's statistics, for the smallest sets
+    "gentle": Recipe({"layer_decay": 0.5}, epochs=2),  # early stages hardly move (Howard & Ruder 2018)
+    "balanced": Recipe({"sampling": "balanced"}, epochs=2),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a candidate did on the inner split."""
+
+    balanced_accuracy: float
+    nll: float  # nats
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The higher the better; equal accuracies are told apart by the likelihood."""
+        return self.balanced_accuracy, -self.nll
+
+
+def best(scores: Mapping[str, Score]) -> str:
+    """The name with the best score; of equals the first."""
+    return max(scores, key=lambda name: scores[name].rank)
+
+
+def most_chosen(chosen: Sequence[str], scores: Sequence[Mapping[str, Score]]) -> str:
+    """What most folds chose; ties go to the better mean score over all folds.
+
+    Args:
+      chosen: a name for each fold.
+      scores: of each fold, all of the same names; empty where a fold could not choose.
+    """
+
+    def worth(name: str) -> tuple[float, float, float]:
+        ranks = [each[name].rank for each in scores if name in each] or [(0.0, 0.0)]
+        accuracy, likelihood = (sum(values) / len(ranks) for values in zip(*ranks, strict=True))
+        return list(chosen).count(name), accuracy, likelihood
+
+    return max(dict.fromkeys(chosen), key=worth)
+
+
+def affordable(names: Sequence[str], steps: Mapping[str, int], *, batch_size: int, speed: float, seconds: float) -> int:
+    """How many of the candidates, from the first on, can be trained in the time; at least one.
+
+    Args:
+      steps: of each candidate in one fold.
+      speed: images a second.
+      seconds: for one fold.
+    """
+    count, left = 0, seconds
+    for name in names:
+        left -= steps[name] * batch_size / speed
+        if left < 0 and count:
+            break
+        count += 1
+    return count
