@@ -12,6 +12,7 @@ import pytest
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import AugmentConfig, CheckpointConfig, OptimizerConfig
 from rcmnet_jax.console import Console
+from rcmnet_jax.data.augment import mixing
 from rcmnet_jax.data.loader import ResidentLoader
 from rcmnet_jax.errors import GuardError, Interrupted
 from rcmnet_jax.training import loop
@@ -291,3 +292,23 @@ def test_a_torn_last_line_of_the_log_is_dropped(tmp_path):
     records.write("a", "train", 1, loss=0.5)
     records.close()
     assert [row["loss"] for row in read_rows(tmp_path / "log.jsonl")] == [0.5]
+
+
+def test_mixed_labels_share_the_loss_each_with_its_classes_weight():
+    recipe = Recipe(OptimizerConfig(label_smoothing=0.1), dataclasses.replace(PLAIN, mixup=0.8))
+    weights, batch = np.array([1.0, 2.0, 4.0]), batches().batch(0)
+    _, metrics = make_train_step(MODEL, recipe, PLACEMENT)(
+        fresh(recipe), batch, Controls.on_host(0.1, True, weights, 1)
+    )
+    images, own = mixing.mix(np.asarray(batch.images) / np.float32(255), np.int32(0), np.uint32(1), recipe.augment)
+    params, _ = MODEL.init()
+    logits = np.asarray(images, np.float64).reshape(BATCH, -1) @ params["fc"]["kernel"]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    own, wanted, right = float(own), 0.0, 0
+    for i in range(BATCH):
+        pair = [int(batch.labels[i]), int(batch.labels[i - 1])]
+        for share, label in zip((own, 1 - own), pair, strict=True):
+            wanted -= share * weights[label] * (0.9 * log_p[i, label] + 0.1 * log_p[i].mean())
+        right += logits[i].argmax() == pair[own < 0.5]
+    assert float(metrics.loss) == pytest.approx(wanted, rel=1e-5)
+    assert float(metrics.correct) == right

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from rcmnet_jax.config import AugmentConfig, OptimizerConfig
-from rcmnet_jax.data.augment import augment
+from rcmnet_jax.data.augment import augment, mixing
 from rcmnet_jax.data.loader import Batch
 from rcmnet_jax.models import Network
 from rcmnet_jax.training import optimizer as optimizers
@@ -37,14 +37,14 @@ class Controls(NamedTuple):
     def on_host(cls, learning_rate: float, body: bool, class_weights: np.ndarray, seed: int) -> Controls:
         """Controls as numpy values, which several processes may all hand to one program."""
         values = (np.float32(learning_rate), np.float32(body), np.asarray(class_weights, np.float32), np.uint32(seed))
-        return cls(*cast("tuple[jax.Array, ...]", values))
+        return cls(*cast("tuple[jax.Array, jax.Array, jax.Array, jax.Array]", values))
 
 
 class Metrics(NamedTuple):
     """Sums over the global batch, so that they add over steps; divide by `examples`."""
 
     loss: jax.Array  # () float32, sum of the examples' losses
-    correct: jax.Array  # () float32, right answers on the augmented views
+    correct: jax.Array  # () float32, right answers on the augmented views; mixed ones count by their heavier label
     examples: jax.Array  # () float32
     gradient_norm: jax.Array  # () float32, before clipping
     finite: jax.Array  # () bool: loss, gradient and update are all finite
@@ -68,6 +68,11 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
     log_p = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
     return -(1 - smoothing) * chosen - smoothing * log_p.mean(-1)
+
+
+def weighted_losses(logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float) -> jax.Array:
+    """Each example's loss times its class's weight, (B,)."""
+    return smoothed_cross_entropy(logits, labels, smoothing) * weights[labels]
 
 
 @functools.lru_cache(maxsize=16)
@@ -96,11 +101,20 @@ def train_step(
     wide = jax.tree.leaves(state.params)[0].dtype  # float32; float64 where a test compares devices
     images = augment(batch.images, batch.positions, controls.seed, recipe.augment, wide)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else wide
+    answers, mixed = batch.labels, None
+    if mixing.mixes(recipe.augment):
+        images, own = mixing.mix(images, state.step, controls.seed, recipe.augment)
+        mixed = own, jnp.roll(batch.labels, 1)
+        answers = jnp.where(own < 0.5, mixed[1], answers)
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
         logits, stats = network(params, state.batch_stats, images, train=not recipe.frozen_statistics, dtype=dtype)
-        losses = smoothed_cross_entropy(logits, batch.labels, config.label_smoothing)
-        return (losses * controls.class_weights[batch.labels]).mean(), (logits, stats)
+        losses = weighted_losses(logits, batch.labels, controls.class_weights, config.label_smoothing)
+        if mixed is not None:
+            own, others = mixed
+            losses *= own
+            losses += (1 - own) * weighted_losses(logits, others, controls.class_weights, config.label_smoothing)
+        return losses.mean(), (logits, stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     gate = _gates(network, state.params, controls.body)
@@ -126,7 +140,7 @@ def train_step(
     norm = optax.global_norm(gradients)
     metrics = Metrics(
         loss=(loss * count).astype(jnp.float32),
-        correct=(logits.argmax(-1) == batch.labels).sum().astype(jnp.float32),
+        correct=(logits.argmax(-1) == answers).sum().astype(jnp.float32),
         examples=count,
         gradient_norm=norm.astype(jnp.float32),
         finite=jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates)),
