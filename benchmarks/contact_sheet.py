@@ -3,6 +3,9 @@
     python -m benchmarks.contact_sheet synthetic:pbc synthetic:cart --colours 160 --output docs/images/synthetic.png
 
 DATA is anything that the package reads: a folder with one sub-folder per class, a CSV, a zip, an .npz, synthetic:NAME.
+With --augment a row has one image of the class, then views of it as training draws them:
+
+    python -m benchmarks.contact_sheet synthetic:pbc --augment gamma=0.4,reinhard=0.5 --output views.png
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from rcmnet_jax.data.images import decode
+from rcmnet_jax.config import AugmentConfig, from_dict
+from rcmnet_jax.data.images import ImageRule, decode, standardise
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
 
 MARGIN, TITLE, NAMES = 4, 22, 150  # pixels: gap between tiles' rows, height of a title, width of the classes' names
 
 
-def block(spec: str, columns: int, tile: int, seed: int) -> Image.Image:
-    """The rows of one set: its name above, the classes' names on the left, `columns` images drawn at random of each."""
+def block(spec: str, columns: int, tile: int, seed: int, augment: AugmentConfig | None) -> Image.Image:
+    """The rows of one set: its name above, the classes' names on the left, `columns` images drawn at random of each.
+
+    Or, with `augment`, one image of each and views of it.
+    """
     source = open_source(spec)
     labels = np.array([str(item.label) for item in source.items])
     classes = sorted(set(labels))
@@ -35,17 +43,31 @@ def block(spec: str, columns: int, tile: int, seed: int) -> Image.Image:
         top = TITLE + row * (tile + MARGIN)
         pen.text((2, top + tile / 2 - 8), name, "black", font)
         members = np.flatnonzero(labels == name)
-        for column, index in enumerate(rng.permutation(members)[:columns]):
-            image = Image.fromarray(decode(source.read(source.items[index]))).resize(
-                (tile, tile), Image.Resampling.LANCZOS
-            )
-            sheet.paste(image, (NAMES + column * tile, top))
+        chosen = rng.permutation(members)[: columns if augment is None else 1]
+        rule = ImageRule(tile, "stretch", 1.0, "lanczos")
+        images = [standardise(decode(source.read(source.items[index])), rule) for index in chosen]
+        if augment is not None:
+            images += views(images[0], columns - 1, seed + row, augment)
+        for column, image in enumerate(images):
+            sheet.paste(Image.fromarray(image), (NAMES + column * tile, top))
     return sheet
 
 
-def contact_sheet(specs: list[str], columns: int, tile: int, seed: int) -> Image.Image:
+def views(image: npt.NDArray[np.uint8], count: int, seed: int, config: AugmentConfig) -> list[npt.NDArray[np.uint8]]:
+    """Views of an image (S, S, 3) as training draws them, `mixup` and `cutmix` left out."""
+    import jax
+
+    from rcmnet_jax.data.augment import augment, split_position
+
+    given = jax.device_put((np.stack([image] * count), split_position(np.arange(count)), np.uint32(seed)))
+    return list(np.round(np.asarray(augment(*given, config)) * 255).astype(np.uint8))
+
+
+def contact_sheet(
+    specs: list[str], columns: int, tile: int, seed: int, augment: AugmentConfig | None = None
+) -> Image.Image:
     """All sets' rows, one under the other."""
-    blocks = [block(spec, columns, tile, seed) for spec in specs]
+    blocks = [block(spec, columns, tile, seed, augment) for spec in specs]
     sheet = Image.new("RGB", (blocks[0].width, sum(part.height for part in blocks)), "white")
     top = 0
     for part in blocks:
@@ -65,9 +87,11 @@ def main() -> int:
     parser.add_argument(
         "--colours", type=int, default=0, help="palette of 2 to 256 colours, a smaller file; 0: full colour"
     )
+    parser.add_argument("--augment", default="", metavar="KEY=VALUE,...", help="views, with these settings changed")
     args = parser.parse_args()
     try:
-        sheet = contact_sheet(args.data, args.columns, args.tile, args.seed)
+        augment = _settings(args.augment) if args.augment else None
+        sheet = contact_sheet(args.data, args.columns, args.tile, args.seed, augment)
     except UserError as fault:
         print(fault, file=sys.stderr)
         return fault.status
@@ -78,6 +102,21 @@ def main() -> int:
     sheet.save(args.output, optimize=True)
     print(f"{args.output}: {sheet.width}x{sheet.height} pixels, {args.output.stat().st_size / 1000:.0f} kB")
     return 0
+
+
+def _settings(text: str) -> AugmentConfig:
+    """'gamma=0.4,padding=reflect' as settings, the rest at their defaults.
+
+    Raises:
+      UserError: a setting that does not exist or is of another type.
+    """
+    values: dict[str, object] = {}
+    for key, _, word in (pair.partition("=") for pair in text.split(",")):
+        try:
+            values[key] = float(word)
+        except ValueError:
+            values[key] = {"true": True, "false": False}.get(word.lower(), word)
+    return from_dict(values, AugmentConfig, "augment")
 
 
 if __name__ == "__main__":
