@@ -94,7 +94,7 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise UserError(f"config.target.arms={','.join(arms)}: must contain transfer.")
     if "direct" in arms and not config.has_detour:
         raise UserError(
-            f"config.target.arms={','.join(arms)}: direct skips the source on the way from source.init_from, so it needs "
+            f"config.target.arms={','.join(arms)}: direct goes from source.init_from past the source, so it needs "
             "both. Give them, or leave direct out."
         )
     _check_target(config.target)
@@ -119,8 +119,8 @@ def _check_target(target: TargetConfig) -> None:
         raise UserError(f"config.target.recipes={','.join(target.recipes)}: names a recipe twice. Name each once.")
     if target.recipes and target.select != "last":
         raise UserError(
-            f"config.target.select={target.select!r}: target.recipes uses up the inner split, so no epoch can be chosen "
-            "on it. Set select to last, or give no recipes."
+            f"config.target.select={target.select!r}: target.recipes uses the inner split, and no epoch can be chosen "
+            "on it as well. Set select to last, or give no recipes."
         )
 
 

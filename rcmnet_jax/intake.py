@@ -14,6 +14,7 @@ from rcmnet_jax.data import audit as auditing
 from rcmnet_jax.data import splits
 from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
+from rcmnet_jax.data.partition import limited
 from rcmnet_jax.data.prepare import PreparedSet, cache_folder, prepare
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.errors import UserError
@@ -77,6 +78,9 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
                 inner_fraction=config.target.inner_fraction,
                 twins=twins,
             )
+            if limit := config.target.limit:
+                drawn = [_limited(target, fold, limit, config.seed + seed) for fold in drawn]
+                said += f" Each fold trains on at most {limit} images of a class (target.limit)."
             folds.append(tuple(drawn))
             if seed == 0:
                 console.say(f"target: {said}")
@@ -89,6 +93,12 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
         _write(workdir, source, holdout, target, folds)
     barrier("intake")
     return Data(source, holdout, target, tuple(folds), tuple(notes), found)
+
+
+def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
+    """The fold with `limit` images a class to train on, of which those in its inner split stay there."""
+    train = limited(data.examples.label, data.examples.group, fold.train, limit, seed)
+    return Fold(train, np.intersect1d(fold.inner, train), fold.test)
 
 
 def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, stop: StopRequest) -> PreparedSet:

@@ -52,6 +52,29 @@ def joined(count: int, pairs: Rows) -> Strings:
     return names
 
 
+def limited(label: npt.NDArray[np.integer[Any]], group: Strings, rows: Rows, limit: int, seed: int) -> Rows:
+    """Up to `limit` of the rows of each class, sorted: groups keep their shares, and a smaller limit takes a part.
+
+    Args:
+      label, group: (N,) of all rows.
+      rows: those to draw from.
+      limit: rows a class.
+      seed: fixes the result.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 2)))  # apart from the folds' own draws
+    draw, start = rng.random((2, len(label)))
+    kept = []
+    for k in np.unique(label[rows]):
+        ours = rows[label[rows] == k]
+        # A row's place is in shares of its group: the first m of n places hold about m / n of each group.
+        place = np.empty(len(ours))
+        for name in np.unique(group[ours]):
+            own = np.flatnonzero(group[ours] == name)
+            place[own] = (draw[ours[own]].argsort().argsort() + start[ours[own[0]]]) / len(own)
+        kept.append(ours[np.lexsort((draw[ours], place))[:limit]])
+    return np.sort(np.concatenate(kept))
+
+
 def _components(ends: Rows, count: int) -> Rows:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -1,0 +1,133 @@
+"""The transfer stage: every arm over all seeds and folds, then the final model on all target images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax import conclusion, jobs, leaves, selection, stages
+from rcmnet_jax.bundle import Bundle
+from rcmnet_jax.config import TargetConfig
+from rcmnet_jax.data.splits import Fold
+from rcmnet_jax.evaluation import features, novelty, shortcut
+from rcmnet_jax.files import recover_folders, write_json
+from rcmnet_jax.intake import Data
+from rcmnet_jax.recipes import RECIPES
+from rcmnet_jax.selection import CHOOSING, Search
+from rcmnet_jax.stages import Job, Pixels, Run
+from rcmnet_jax.training.sharding import agreed, is_main_process
+
+FINAL = "transfer/final"
+
+
+def target(here: Run, data: Data, source: Bundle | None) -> None:
+    """All arms over all seeds and folds, then the final model."""
+    assert data.target is not None
+    pixels = Pixels(data.target, here)
+    search = selection.search(here, pixels, data, source)
+    for arm in here.config.arms:
+        for seed, folds in enumerate(data.folds):
+            for number, fold in enumerate(folds):
+                here.around.stop.check()
+                name = f"{arm}/seed_{seed}/fold_{number}"
+                if _is_done(here, name):
+                    continue
+                if arm == "shortcut":
+                    _shortcut_leaf(here, data, fold, name, seed, number)
+                else:
+                    job = _fold_job(here, pixels, fold, name, source, search)
+                    _leave_leaf(here, job, stages.fit(job), fold, seed, number)
+    _final(here, pixels, data, source, search)
+
+
+def _is_done(here: Run, name: str) -> bool:
+    """Whether a leaf is complete; the shortcut's has no network."""
+    return leaves.is_done(here.workdir / name, network=not name.startswith("shortcut/"))
+
+
+def _fold_job(here: Run, pixels: Pixels, fold: Fold, name: str, source: Bundle | None, search: Search | None) -> Job:
+    """What a fold trains in an arm. Anything chosen is chosen on the inner split of its training part."""
+    arm, place = name.split("/", 1)
+    aloud = arm in CHOOSING and place == "seed_0/fold_0"
+    settings, chosen = here.config.target, ""
+    if arm == "probe":
+        settings = RECIPES["probe"].apply(settings)
+    elif search is not None and arm in CHOOSING:
+        chosen = search.choose(fold, arm, place)
+        settings = search.settings(chosen)
+    by_epoch = settings.select == "inner" and arm != "probe" and len(fold.inner) > 0
+    rows = np.setdiff1d(fold.train, fold.inner) if by_epoch else fold.train
+    job = jobs.make_job(here, pixels, name, arm, rows, source, settings, aloud=aloud)
+    job = dataclasses.replace(job, chosen=chosen)
+    return dataclasses.replace(job, watch=fold.inner, choose=True) if by_epoch else job
+
+
+def _leave_leaf(here: Run, job: Job, trained: stages.Trained, fold: Fold, seed: int, number: int) -> None:
+    leaves.leave(job, trained)
+    made = bundles.load(job.folder_of / "bundle")
+    data = job.pixels.data
+    table = leaves.table_of(made, data, fold.test, here.placement, split="oof", seed=seed, fold=number)
+    if job.name.split("/")[0] in ("transfer", "probe"):
+        features.leave(job.folder_of, made, data, fold.test, here.placement)
+    leaves.report_leaf(here, job.folder_of, table, leaves.provenance(job, trained))
+    conclusion.say_leaf(here, job.folder_of, job.name)
+
+
+def _shortcut_leaf(here: Run, data: Data, fold: Fold, name: str, seed: int, number: int) -> None:
+    assert data.target is not None
+    found = shortcut.fit_predict(data.target.examples, fold.train, fold.test, len(data.target.classes), here.seed(name))
+    table = leaves.as_table(data.target, fold.test, found, split="oof", seed=seed, fold=number)
+    facts = {"stage": name, "model": "logistic regression on size, border, colour and file properties"}
+    leaves.report_leaf(here, here.workdir / name, table, facts)
+
+
+def _final(here: Run, pixels: Pixels, data: Data, source: Bundle | None, search: Search | None) -> None:
+    """The model to use: trained on every labelled target image, as and for as long as the folds settled on."""
+    folder = here.workdir / FINAL
+    if is_main_process() and folder.is_dir():
+        recover_folders(folder)
+    if agreed(bundles.is_sound(folder / "bundle")):
+        return
+    settings, chosen = here.config.target, ""
+    if search is not None:
+        chosen = selection.settled(here.workdir, data.folds)
+        settings = search.settings(chosen)
+        if is_main_process():
+            write_json(folder / "choice.json", {"recipe": chosen})
+    job = _final_job(here, pixels, data, source, settings)
+    trained = stages.fit(job)
+    leaves.leave(dataclasses.replace(job, chosen=chosen), trained, _out_of_fold_ratios(here, data))
+
+
+def _final_job(here: Run, pixels: Pixels, data: Data, source: Bundle | None, settings: TargetConfig) -> Job:
+    rows = np.flatnonzero(pixels.data.examples.label >= 0)
+    job = jobs.make_job(here, pixels, FINAL, "transfer", rows, source, settings)
+    if settings.select == "inner":
+        return dataclasses.replace(job, steps=_settled_steps(here, data, len(rows), job.steps))
+    return job
+
+
+def _out_of_fold_ratios(here: Run, data: Data) -> np.ndarray:
+    """(M,) how near each target image came to the threshold of the network that had not seen it, mean over seeds."""
+    assert data.target is not None
+    total, count = np.zeros((2, len(data.target.examples.path)))
+    for seed, folds in enumerate(data.folds):
+        for number, fold in enumerate(folds):
+            leaf = bundles.load(here.workdir / f"transfer/seed_{seed}/fold_{number}/bundle")
+            found = novelty.ratio(leaf, data.target, fold.test, here.placement)
+            total[fold.test[: len(found)]] += found
+            count[fold.test[: len(found)]] += 1
+    ratios: np.ndarray = total[count > 0] / count[count > 0]
+    return ratios
+
+
+def _settled_steps(here: Run, data: Data, images: int, longest: int) -> int:
+    """Mean over the folds of the chosen step, scaled to the number of images."""
+    ratios = []
+    for seed, folds in enumerate(data.folds):
+        for number in range(len(folds)):
+            facts = bundles.load(here.workdir / f"transfer/seed_{seed}/fold_{number}/bundle").provenance
+            ratios.append(facts["steps"] / facts["data"]["train_images"])
+    return min(longest, max(1, round(float(np.mean(ratios)) * images)))
