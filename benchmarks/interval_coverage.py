@@ -27,6 +27,25 @@ METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier")
 SHARPNESS = 1.5  # scale of the logits; `signal` would be the calibrated one
 
 
+Stated = tuple[np.ndarray, np.ndarray]  # confidences (n,), and whether it was so (n,)
+
+
+def of_top(rows: Outcome) -> list[Stated]:
+    """The binning of the top class's ECE."""
+    return [(rows.probabilities.max(1), (rows.truth == rows.prediction).astype(np.float64))]
+
+
+def of_classes(rows: Outcome) -> list[Stated]:
+    """The binnings of the class-wise ECE."""
+    return list(zip(rows.probabilities.T, rows.one_hot.T, strict=True))
+
+
+ERRORS = {
+    "ece": (reliability.expected_calibration_error, of_top),
+    "classwise_ece": (reliability.classwise_ece, of_classes),
+}
+
+
 @dataclass(frozen=True)
 class Setting:
     """One law of tables. `imbalance` is the commonest class's share over the rarest's; groups=0: single images."""
@@ -89,7 +108,7 @@ def values(rows: Outcome) -> dict[str, influence.Statistic]:
 
 
 def limits(units: Units, rows: Outcome) -> dict[str, dict[str, float]]:
-    """The intervals as `compute` makes them, and the ECE's."""
+    """The intervals as `compute` makes them, but for the ECEs'."""
     found = {}
     for name, part in values(rows).items():
         if name == "top1":
@@ -106,7 +125,7 @@ def coverage(setting: Setting, tables: int, seed: int = 0, *, calibration: bool 
     whole, _ = draw(setting, rng, 400_000)
     truth = {name: part.value for name, part in values(whole).items()}
     some = whole.select(np.arange(len(whole.truth) // 8))
-    held = dict.fromkeys([*METRICS, *(["ece"] if calibration else [])], 0)
+    held = dict.fromkeys([*METRICS, *(ERRORS if calibration else [])], 0)
     for _ in range(tables):
         rows, unit = draw(setting, rng)
         units = Units(unit, rows.truth, (np.arange(len(unit)),), setting.classes, setting.groups > 0)
@@ -114,19 +133,18 @@ def coverage(setting: Setting, tables: int, seed: int = 0, *, calibration: bool 
         for name in METRICS:
             held[name] += found[name]["low"] <= truth[name] <= found[name]["high"]
         if calibration:
-            entry = reliability.expected_calibration_error(units, [rows], seed=seed)
-            real = binned_truth(some, rows.probabilities.max(1))
-            held["ece"] += entry["low"] <= real <= entry["high"]
+            for name, (error, binnings) in ERRORS.items():
+                entry = error(units, [rows], seed=seed)
+                real = np.mean([binned_truth(*pair) for pair in zip(binnings(some), binnings(rows), strict=True)])
+                held[name] += entry["low"] <= real <= entry["high"]
     return {name: count / tables for name, count in held.items()}
 
 
-def binned_truth(whole: Outcome, confidence: np.ndarray) -> float:
-    """ECE of a large sample in the bins that a small sample's confidences (n,) set: what its ECE estimates."""
-    place = reliability.bins_of(confidence)
-    edges = [float(confidence[place == b].max()) for b in range(int(place.max()))]
-    stated = whole.probabilities.max(1)
-    right = (whole.truth == whole.prediction).astype(np.float64)
-    return float(np.abs(reliability.gaps(stated, right, np.searchsorted(np.array(edges), stated))).sum())
+def binned_truth(whole: Stated, seen: Stated) -> float:
+    """ECE of a large sample in the bins that a small sample's confidences set: what its ECE estimates."""
+    place = reliability.bins_of(seen[0])
+    edges = [float(seen[0][place == b].max()) for b in range(int(place.max()))]
+    return float(np.abs(reliability.gaps(*whole, np.searchsorted(np.array(edges), whole[0]))).sum())
 
 
 def percentile_bootstrap(setting: Setting, tables: int, seed: int = 0, draws: int = 400) -> float:
@@ -156,7 +174,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, {given.tables} tables, {date.today()}\n")
-    names = [*METRICS, "ece", "bootstrap"]
+    names = [*METRICS, *ERRORS, "bootstrap"]
     print(f"| images | classes | imbalance | groups | {' | '.join(names)} |\n|{'---|' * (4 + len(names))}")
     for setting in SETTINGS:
         start = time.time()

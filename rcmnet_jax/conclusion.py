@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.evaluation import calibration, shortcut
 from rcmnet_jax.evaluation.compare import compare
@@ -53,9 +51,8 @@ def conclude(here: Run, data: Data) -> None:
         table = next(iter(tables.values()))
         metrics = {arm: compute(each, seed=here.config.seed) for arm, each in tables.items()}
         main = next(iter(metrics.values()))
-        facts = _calibrated(data, table)
-        if changed := facts.get("reliability"):
-            main["calibration"]["after_temperature"] = changed["after"]
+        facts = _calibrated(here, data, table)
+        _note_calibration(main, facts, table)
         doubts = _doubts(metrics)
         main["warnings"] += doubts
         write_table(table, here.workdir / "predictions.csv")
@@ -65,7 +62,7 @@ def conclude(here: Run, data: Data) -> None:
         write_atomic(here.workdir / "metrics.json", to_json(main))
         comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
         _final_bundle(here, data, facts, main, comparison)
-        run_report.write(here, data, tables, metrics, comparison, doubts)
+        run_report.write(here, data, tables, metrics, facts, comparison, doubts)
         _show(here, data, metrics, [] if comparison is None else comparison["sentences"], doubts)
     barrier("conclusion")
 
@@ -93,23 +90,30 @@ def arm_tables(here: Run, data: Data) -> dict[str, Table]:
     }
 
 
-def per_image(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Mean log p (M, K) over the seeds of each of the M images, and their labels (M,): no image may count twice."""
-    _, first, image = np.unique(table.path, return_index=True, return_inverse=True)
-    log_p = np.zeros((len(first), len(table.classes)))
-    np.add.at(log_p, image, np.log(np.maximum(table.probabilities, 1e-12)))
-    return log_p / np.bincount(image)[:, None], table.truth()[first]
+def _calibrated(here: Run, data: Data, table: Table) -> dict[str, Any]:
+    """The content of the top bundle's calibration.json, but for what is fitted to training images.
+
+    Fitted on rows that the networks of the table had not seen, out of fold or `val`; a table on `test` comes from a
+    bundle that was calibrated on `val` before. Empty where too few rows are at hand.
+    """
+    if (table.split == "test").all():
+        made = bundles.load(here.workdir / "pretrain" / "bundle").calibration
+        return {key: value for key, value in made.items() if key != "ood"}
+    rows = "validation images" if data.target is None else "out-of-fold images"
+    return calibration.from_table(table, alpha=here.config.evaluation.error_rate, fitted_on=rows)
 
 
-def _calibrated(data: Data, table: Table) -> dict[str, Any]:
-    """Temperature and conformal thresholds from out-of-fold rows, and what they change; empty without a target."""
-    if data.target is None:
-        return {}
-    log_p, truth = per_image(table)
-    fold = table.fold[np.unique(table.path, return_index=True)[1]]  # of the first seed
-    facts = calibration.calibrate(log_p, truth, table.classes, fitted_on="pooled out-of-fold predictions")
-    changed = calibration.before_and_after(log_p[truth >= 0], truth[truth >= 0], fold[truth >= 0])
-    return {**facts, "reliability": changed} if changed else facts
+def _note_calibration(metrics: dict[str, Any], facts: dict[str, Any], table: Table) -> None:
+    """Adds to the metrics what a temperature changed: on the table's own rows where these are calibrated by others'."""
+    if not facts:
+        metrics["warnings"].append(
+            f"Not calibrated: fewer than {calibration.FEWEST} labelled images were held out for it. The probabilities "
+            "are the network's own, and it never abstains."
+        )
+    elif (table.split == "test").all():
+        metrics["calibration"]["before_temperature"] = calibration.undone(table, facts["temperature"])
+    elif changed := facts.get("reliability"):
+        metrics["calibration"]["after_temperature"] = changed["after"]
 
 
 def _final_bundle(

@@ -127,6 +127,11 @@ def shown(text, value):
     return abs(float(number) - value * (100 if percent else 1)) <= 0.5 * 10.0**-digits + 1e-9
 
 
+def p_shown(p):
+    """A p-value as a table shows it."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def matches(line, template, values):
     """Whether the line is the template, in which each # stands for a number, with these values, rounded."""
     found = re.fullmatch(NUMBER.join(re.escape(part) for part in template.split("#")), line)
@@ -198,12 +203,24 @@ def student(t, name, value, cells):
     return *special.expit(ends), freedom
 
 
-def ece_interval(t, unit, rng, draws=2000):
-    """(low, high, corrected) of the ECE as docs/evaluation.md defines them; the noise by multipliers of the units."""
-    stated, names = t.p.max(1), np.unique(unit)
+def cells_of(stated, real_):
+    """(n, bins): each row's part of the gap of its bin."""
     place = np.unique(equal_mass(stated, 15), return_inverse=True)[1]
-    inside = np.eye(place.max() + 1)[place] * (t.right - stated)[:, None] / len(stated)
-    seen = inside.sum(0)
+    return np.eye(place.max() + 1)[place] * (real_ - stated)[:, None] / len(stated)
+
+
+def of_top(t):
+    return cells_of(t.p.max(1), t.right)
+
+
+def of_classes(t):
+    count = len(t.classes)
+    return np.hstack([cells_of(t.p[:, k], t.truth == k) for k in range(count)]) / count
+
+
+def ece_interval(inside, unit, rng, draws=2000):
+    """(low, high, corrected) as docs/evaluation.md defines them, of cells (n, bins); noise by multipliers."""
+    names, seen = np.unique(unit), inside.sum(0)
     member = (unit[None, :] == names[:, None]).astype(float)
     pulls = member @ inside - member.mean(1)[:, None] * seen
     count = len(names)

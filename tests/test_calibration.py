@@ -1,11 +1,14 @@
 """Temperature and conformal sets do what their papers say, on few rows too."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import special
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import calibration
+from rcmnet_jax.evaluation.tables import make_table
 
 CLASSES = ("a", "b", "c")
 
@@ -47,6 +50,43 @@ def test_reliability_after_is_of_temperatures_that_did_not_see_the_rows():
     assert worse["after"]["nll"] > changed["after"]["nll"]
     assert own.max() > calibration.apply_temperature(odd[parts == 0], others).max()
     assert calibration.before_and_after(z, y, np.zeros(6000, int)) == {}
+
+
+def uncalibrated(n, temperature=2.5, groups=0):
+    """A table of validation images by a network that is too sure of itself."""
+    z, y = drawn(n, temperature)
+    group = [f"g{i % groups}" for i in range(n)] if groups else None
+    p = special.softmax(z, axis=1)
+    return make_table(
+        [f"{i}.png" for i in range(n)], p, CLASSES, label=[CLASSES[k] for k in y], group=group, split="val"
+    )
+
+
+def test_a_table_without_folds_is_calibrated_with_its_groups_kept_together():
+    facts = calibration.from_table(uncalibrated(2000, groups=40), alpha=0.05, fitted_on="validation images")
+    assert (facts["rows"], facts["fitted_on"], facts["conformal"]["alpha"]) == (2000, "validation images", 0.05)
+    assert facts["temperature"] == pytest.approx(2.5, rel=0.15)
+    assert facts["reliability"]["after"]["ece"] < 0.5 * facts["reliability"]["before"]["ece"]
+    # One group counts as none: its images are told apart.
+    assert "reliability" in calibration.from_table(uncalibrated(100, groups=1), alpha=0.1, fitted_on="")
+
+
+def test_fewer_than_twenty_labelled_images_calibrate_nothing():
+    assert calibration.from_table(uncalibrated(19), alpha=0.1, fitted_on="") == {}
+    assert calibration.from_table(uncalibrated(20), alpha=0.1, fitted_on="")["rows"] == 20
+    table = uncalibrated(40)
+    table.label[20:] = ""
+    assert calibration.from_table(table, alpha=0.1, fitted_on="")["rows"] == 20
+
+
+def test_undoing_a_temperature_gives_the_reliability_of_the_network_itself():
+    table = uncalibrated(500)
+    scaled = calibration.apply_temperature(np.log(table.probabilities), 2.5)
+    found = calibration.undone(dataclasses.replace(table, probabilities=scaled), 2.5)
+    parts = np.arange(500) % 2
+    before = calibration.before_and_after(np.log(table.probabilities), table.truth(), parts)["before"]
+    assert found["ece"] == pytest.approx(before["ece"])
+    assert found["nll"] == pytest.approx(before["nll"])
 
 
 def test_temperature_keeps_the_order_and_sums_to_one():
@@ -91,7 +131,7 @@ def test_the_energy_of_older_files_is_still_applied():
 
 def test_a_calibration_file_is_applied_as_it_was_fitted():
     z, y = drawn(500, 2.0)
-    facts = calibration.calibrate(z, y, CLASSES, fitted_on="500 rows")
+    facts = calibration.calibrate(z, y, CLASSES, alpha=0.1, fitted_on="500 rows")
     found = calibration.apply(facts, z, CLASSES)
     np.testing.assert_allclose(found.probabilities, calibration.apply_temperature(z, facts["temperature"]))
     assert set(found.abstain) <= {0, 1}

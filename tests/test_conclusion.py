@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rcmnet_jax.conclusion import interval, per_image
+from rcmnet_jax.conclusion import interval
+from rcmnet_jax.evaluation.calibration import per_image
 from rcmnet_jax.evaluation.tables import make_table
 
 

@@ -8,10 +8,13 @@ import math
 import numpy as np
 from scipy import stats
 
+from rcmnet_jax.config import EvaluationConfig
 from rcmnet_jax.evaluation import calibration
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import make_table
 from tests.real_tables import real
+
+ASKED = EvaluationConfig().error_rate
 
 
 def halves(t):
@@ -20,7 +23,7 @@ def halves(t):
 
 
 def fitted(t, rows):
-    return calibration.calibrate(np.log(np.maximum(t.p[rows], 1e-12)), t.truth[rows], t.classes)
+    return calibration.calibrate(np.log(np.maximum(t.p[rows], 1e-12)), t.truth[rows], t.classes, alpha=ASKED)
 
 
 def test_coverage_of_every_class_lies_in_its_beta_binomial_interval():
@@ -33,7 +36,7 @@ def test_coverage_of_every_class_lies_in_its_beta_binomial_interval():
     for k, name in enumerate(t.classes):
         own = t.truth[~fit] == k
         cases, known = int(own.sum()), int((t.truth[fit] == k).sum())
-        rank = math.ceil((known + 1) * (1 - calibration.ALPHA))
+        rank = math.ceil((known + 1) * (1 - ASKED))
         # Coverage given the fit is Beta(rank, known + 1 - rank) (Vovk 2012); 99% over all classes together.
         law = stats.betabinom(cases, rank, known + 1 - rank)
         tail = 0.01 / len(t.classes) / 2

@@ -21,6 +21,9 @@ from tests.recomputed import (
     equal_mass,
     evaluate,
     influences,
+    of_classes,
+    of_top,
+    p_shown,
     point_values,
     shown,
     stored,
@@ -189,13 +192,18 @@ def test_intervals_of_four_donors_are_students_over_donors_to_the_digit(evaluate
 
 
 @pytest.mark.parametrize("name", ["pbc_val", "tcell_transfer"])
-def test_the_interval_of_the_ece_and_its_corrected_value(evaluated, name):
-    t, found = real(name), stored(evaluated, name)["ece"]
+@pytest.mark.parametrize("key", ["ece", "classwise_ece"])
+def test_the_interval_of_each_ece_and_its_corrected_value(evaluated, name, key):
+    t, found = real(name), stored(evaluated, name)[key]
     unit, rng = t.path if name == "pbc_val" else t.group, np.random.default_rng(1)
-    again = np.array([ece_interval(t, unit, rng) for _ in range(20)])
+    cells = of_top(t) if key == "ece" else of_classes(t)
+    again = np.array([ece_interval(cells, unit, rng) for _ in range(20)])
     given = [found[key] for key in ("low", "high", "corrected")]
     # Both sides draw 2,000 times: the mean of the 20 and their spread tell where one more may lie.
     assert (abs(given - again.mean(0)) <= 4 * again.std(0, ddof=1) + 1e-6).all(), (given, again.mean(0))
+
+
+ERRORS = ("ece", "classwise_ece", "equal_width_ece")
 
 
 def over_donors(t, keys):
@@ -206,14 +214,15 @@ def over_donors(t, keys):
 
 def limits_shown(text, entry):
     """Whether a table's cell, such as '95.3% 94.1–96.4%', ends with the entry's limits, rounded."""
-    low, high, percent = re.search(r"([\d.]+)–([\d.]+)(%?)$", text.strip()).groups()
+    low, high, percent = re.search(r"(-?[\d.]+)–(-?[\d.]+)(%?)$", text.strip()).groups()
     return shown(low + percent, entry["low"]) and shown(high + percent, entry["high"])
 
 
 @pytest.mark.parametrize(("folder", "arms"), [("pbc", NAMES[:1]), ("tcell", NAMES[1:])])
 def test_every_table_of_the_report(evaluated, folder, arms):
     page = Page((evaluated / folder / "report.html").read_text(encoding="utf-8"))
-    keys, found = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier", "ece"), stored(evaluated, arms[0])
+    keys = ("top1", "balanced_accuracy", "macro_f1", "auroc", "macro_auprc", "mcc", "nll", "brier", "ece")
+    found = stored(evaluated, arms[0])
     for name, row in zip(arms, page.headed("arm", "n")[1:], strict=True):
         values = point_values(real(name))
         assert all(shown(cell, values[key]) for key, cell in zip(keys, row[1:-1], strict=True)), row
@@ -223,13 +232,19 @@ def test_every_table_of_the_report(evaluated, folder, arms):
     t = real(arms[0])
     matrix = [[int(cell) for cell in row[1:]] for row in page.headed(r"truth \ predicted", *t.classes)[1:]]
     np.testing.assert_array_equal(matrix, sk.confusion_matrix(t.truth, t.said))
+    values = point_values(t)
+    for row, key in zip(page.headed("calibration error", "value")[1:], ERRORS, strict=True):
+        assert shown(row[1], values[key]), row
+        if key in found:  # its interval and corrected value are computed anew above
+            assert limits_shown(row[1], found[key])
+            assert shown(row[2], found[key]["corrected"]), row
     f1 = sk.f1_score(t.truth, t.said, average=None)
     for k, row in enumerate(page.headed("class", "PPV")[1:]):
         rates = [hits / cases for hits, cases in counts(t, k).values()]
-        area = sk.roc_auc_score(t.truth == k, t.p[:, k])
+        areas = [score(t.truth == k, t.p[:, k]) for score in (sk.roc_auc_score, sk.average_precision_score)]
         assert row[:2] == [t.classes[k], str((t.truth == k).sum())]
-        assert all(shown(cell, value) for cell, value in zip(row[2:], [*rates, f1[k], area], strict=True)), row
-        entries = [found["per_class"][t.classes[k]][key] for key in (*counts(t, k), "f1", "auroc")]
+        assert all(shown(cell, value) for cell, value in zip(row[2:], [*rates, f1[k], *areas], strict=True)), row
+        entries = [found["per_class"][t.classes[k]][key] for key in (*counts(t, k), "f1", "auroc", "auprc")]
         assert all(limits_shown(cell, entry) for cell, entry in zip(row[2:], entries, strict=True)), row
     if folder == "tcell":
         for column, values in (("group", t.group), ("fold", t.fold)):
@@ -245,6 +260,8 @@ def test_every_table_of_the_report(evaluated, folder, arms):
 def test_the_comparison_of_the_arms(evaluated):
     found = json.loads((evaluated / "tcell/comparison.json").read_text())
     first = real("tcell_transfer")
+    page = Page((evaluated / "tcell/report.html").read_text(encoding="utf-8"))
+    counted = {row[0]: row[-3:] for row in page.headed("against", "McNemar's p")[1:]}
     for name, pair in zip(NAMES[2:], found["pairs"], strict=True):
         other = real(name)
         at = {path: i for i, path in enumerate(other.path)}
@@ -256,6 +273,7 @@ def test_the_comparison_of_the_arms(evaluated):
         difference -= sk.balanced_accuracy_score(other.truth, other.said)
         assert pair["balanced_accuracy"]["difference"] == pytest.approx(difference)
         assert pair["top1"]["difference"] == pytest.approx(first.right.mean() - right.mean())
+        assert counted[name] == [str(only), str(alone), p_shown(stats.binomtest(only, only + alone).pvalue)]
     for key in ("top1", "balanced_accuracy"):
         least, most = sorted(found["pairs"], key=lambda pair: pair[key]["p"])
         assert least[key]["p_holm"] == pytest.approx(min(2 * least[key]["p"], 1))

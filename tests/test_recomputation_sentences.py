@@ -11,7 +11,18 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from tests.real_tables import NAMES, real
-from tests.recomputed import Page, equal_mass, evaluate, influences, matches, point_values, shown, stored, student
+from tests.recomputed import (
+    Page,
+    equal_mass,
+    evaluate,
+    influences,
+    matches,
+    p_shown,
+    point_values,
+    shown,
+    stored,
+    student,
+)
 
 MORE = " That does not show them to be equal."
 
@@ -120,13 +131,21 @@ def test_every_number_in_the_running_text(evaluated, folder, arms):
     expected = on_certainty(t, found, values) + on_failures(t, found) + on_figures(t, values)
     if folder == "tcell":
         expected += on_donors(t, arms)
+        together = f"{arms[0]} against each other arm, on the # images that all predicted."
+        expected += [
+            (f"{together} A difference with its #% interval, in points.", [n, 95]),
+            ("Only # groups: hardly any difference can be shown.", [len(set(t.group))]),
+        ]
     else:
         expected += [
             ("# images · # classes", [n, len(t.classes)]),
             ("Tested on # images in # classes.", [n, len(t.classes)]),
             ("# images. Each value with its #% interval.", [n, 95]),
         ]
-    expected.append(("One class against the rest, each with its #% interval.", [95]))
+    expected += [
+        ("One class against the rest, each with its #% interval.", [95]),
+        ("Expected calibration error, each with its #% interval, and with the bias of chance taken out.", [95]),
+    ]
     lines = [line for line in page.told() if "Holm" not in line]
     lost = [line for line in lines if not any(matches(line, *pair) for pair in expected)]
     unsaid = [template for template, numbers in expected if not any(matches(line, template, numbers) for line in lines)]
@@ -151,7 +170,13 @@ def test_the_intervals_p_values_and_sentences_of_the_comparison(evaluated):
     first, (name, *others) = real(NAMES[1]), NAMES[1:]
     pulls = {arm: influences(real(arm)) for arm in NAMES[1:]}
     told = [line for line in page.told() if "Holm" in line]
-    for other, pair, line in zip(others, found["pairs"], told, strict=True):
+    rows = page.headed("against", "p (Holm)")[1:]
+    for other, pair, line, row in zip(others, found["pairs"], told, rows, strict=True):
+        for key, cells in zip(("top1", "balanced_accuracy"), (row[1:3], row[3:5]), strict=True):
+            shown_ = [100 * pair[key][part] for part in ("low", "high")]
+            gain = point_values(first)[key] - point_values(real(other))[key]
+            assert matches(cells[0], "# # to #", [100 * gain, *shown_]), row
+            assert cells[1] == p_shown(pair[key]["p_holm"])
         for key in ("top1", "balanced_accuracy"):
             entry = pair[key]
             pull = (pulls[name][key] - pulls[other][key]).sum(1)

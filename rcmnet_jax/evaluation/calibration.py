@@ -16,12 +16,15 @@ from scipy import optimize, special
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import novelty, reliability
-from rcmnet_jax.evaluation.table import Floats, Ints
+from rcmnet_jax.evaluation.intervals import make_units
+from rcmnet_jax.evaluation.table import Floats, Ints, Table
 
 Mask = NDArray[np.bool_]
 
 COLDEST, HOTTEST = 0.05, 20.0
-ALPHA = 0.1  # share of each class's images whose true class may be missing from the prediction set
+FEWEST = 20  # images: on fewer a temperature says more about chance than about the network
+PARTS = 5  # into which rows without folds are divided, to show what a temperature does
+TINY = 1e-12  # probabilities below count as this where their logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def apply_temperature(log_probabilities: NDArray[np.floating], temperature: floa
 
 
 def fit_conformal(
-    probabilities: Floats, labels: NDArray[np.integer], classes: Sequence[str], alpha: float = ALPHA
+    probabilities: Floats, labels: NDArray[np.integer], classes: Sequence[str], alpha: float
 ) -> dict[str, Any]:
     """Class-conditional (Mondrian) conformal thresholds (Vovk 2005; score 1 - p of the true class).
 
@@ -122,13 +125,14 @@ def calibrate(
     labels: NDArray[np.integer],
     classes: Sequence[str],
     *,
-    alpha: float = ALPHA,
+    alpha: float,
     fitted_on: str = "",
 ) -> dict[str, Any]:
     """The content of calibration.json from held-out rows: temperature and conformal thresholds.
 
     Args:
       log_probabilities: (N, K), as the uncalibrated network gives them; logits do as well.
+      alpha: share of each class's images whose true class may be missing from the prediction set.
       fitted_on: words on the rows, kept.
     """
     y = np.asarray(labels)
@@ -136,6 +140,38 @@ def calibrate(
     facts: dict[str, Any] = {"temperature": temperature, "fitted_on": fitted_on, "rows": int((y >= 0).sum())}
     facts["conformal"] = fit_conformal(apply_temperature(log_probabilities, temperature), y, classes, alpha)
     return facts
+
+
+def from_table(table: Table, *, alpha: float, fitted_on: str) -> dict[str, Any]:
+    """`calibrate` on the images of a table that an uncalibrated network has not seen, with `reliability` beside it.
+
+    That is `before_and_after` by the folds of the first seed, or where there are none by five parts, no group in two.
+    Empty where fewer than 20 images have a label.
+    """
+    log_p, truth = per_image(table)
+    known = truth >= 0
+    if known.sum() < FEWEST:
+        return {}
+    first = np.unique(table.path, return_index=True)[1]
+    parts = table.fold[first] if (table.fold >= 0).any() else make_units(table).unit[first] % PARTS
+    facts = calibrate(log_p, truth, table.classes, alpha=alpha, fitted_on=fitted_on)
+    changed = before_and_after(log_p[known], truth[known], parts[known])
+    return {**facts, "reliability": changed} if changed else facts
+
+
+def per_image(table: Table) -> tuple[Floats, Ints]:
+    """Mean log p (M, K) over the seeds of each of the M images, and their labels (M,): no image may count twice."""
+    _, first, image = np.unique(table.path, return_index=True, return_inverse=True)
+    log_p = np.zeros((len(first), len(table.classes)))
+    np.add.at(log_p, image, np.log(np.maximum(table.probabilities, TINY)))
+    return log_p / np.bincount(image)[:, None], table.truth()[first]
+
+
+def undone(table: Table, temperature: float) -> dict[str, Any]:
+    """Reliability of a table's labelled rows as it was before their probabilities were scaled by a temperature."""
+    truth = table.truth()
+    log_p = np.log(np.maximum(table.probabilities[truth >= 0], TINY))
+    return _reliability(apply_temperature(log_p, 1 / temperature), truth[truth >= 0])
 
 
 def before_and_after(
@@ -162,7 +198,7 @@ def before_and_after(
 def _reliability(p: Floats, y: NDArray[np.integer]) -> dict[str, Any]:
     stated, right = p.max(1), (p.argmax(1) == y).astype(np.float64)
     error = np.abs(reliability.gaps(stated, right, reliability.bins_of(stated))).sum()
-    nll = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
+    nll = -np.log(np.maximum(p[np.arange(len(y)), y], TINY)).mean()
     return {"nll": float(nll), "ece": float(error), "bins": reliability.reliability(stated, right)}
 
 

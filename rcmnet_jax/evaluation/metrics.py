@@ -32,7 +32,7 @@ def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = 
     is of images, or of groups where there are any, and the seeds' own spread stands apart in `per_seed`.
 
     Args:
-      seed: of the draws behind the ECE's interval; all else is deterministic.
+      seed: of the draws behind the ECEs' intervals; all else is deterministic.
       provenance: kept as it is under "provenance".
 
     Raises:
@@ -57,6 +57,7 @@ def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = 
         **_headlines(units, outcomes, seed),
         "macro_auprc": _macro(units, outcomes, influence.macro_auprc),
         "mcc": _macro(units, outcomes, influence.mcc, "signed", by_class=False),
+        "classwise_ece": reliability.classwise_ece(units, outcomes, seed=seed),
         "calibration": _calibration(outcomes),
         "per_class": {name: _per_class(units, outcomes, k) for k, name in enumerate(table.classes)},
         "confusion": influence.confusion(truth[order], prediction, len(table.classes)).tolist(),
@@ -141,7 +142,6 @@ def _calibration(outcomes: list[Outcome]) -> dict[str, Any]:
     right = np.concatenate([(rows.truth == rows.prediction).astype(np.float64) for rows in outcomes])
     return {
         "equal_width_ece": reliability.equal_width_ece(stated, right),
-        "classwise_ece": float(np.mean([reliability.classwise_ece(rows) for rows in outcomes])),
         "mean_confidence": float(stated.mean()),
         "aurc": reliability.risk_coverage(stated, right)[2],
         **{f"top_label_{name}": value for name, value in reliability.brier_parts(stated, right).items()},

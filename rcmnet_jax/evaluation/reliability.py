@@ -46,14 +46,34 @@ def equal_width_ece(confidence: Floats, right: Floats, bins: int = BINS) -> floa
     return float(np.abs(gaps(confidence, right, np.minimum((confidence * bins).astype(int), bins - 1))).sum())
 
 
-def classwise_ece(rows: Outcome, bins: int = BINS) -> float:
-    """Mean over classes of the ECE of p_k against 'is class k' (Kull et al. 2019), equal-mass bins."""
-    p, real = rows.probabilities, rows.one_hot
-    return float(np.mean([np.abs(gaps(p[:, k], real[:, k], bins_of(p[:, k], bins))).sum() for k in range(p.shape[1])]))
-
-
 def expected_calibration_error(units: Units, outcomes: list[Outcome], *, seed: int = 0) -> dict[str, Any]:
-    """ECE of the top class over 15 bins of equal mass, its interval, and the value with the bias of chance taken out.
+    """ECE of the top class over 15 bins of equal mass, with its interval and the value less the bias of chance.
+
+    Args:
+      outcomes: rows of each seed, in the order of `units.seeds`.
+      seed: of the draws.
+
+    Returns:
+      {"value", "low", "high", "method", "corrected"}, from the mean over seeds, as `_inverted` gives them.
+    """
+    parts = []
+    for rows in outcomes:
+        confidence = rows.probabilities.max(1)
+        parts.append([((rows.truth == rows.prediction) - confidence, bins_of(confidence))])
+    return _inverted(units, parts, f"{BINS} equal-mass bins of the top class", seed)
+
+
+def classwise_ece(units: Units, outcomes: list[Outcome], *, seed: int = 0) -> dict[str, Any]:
+    """Mean over classes of the ECE of p_k against 'is class k' (Kull et al. 2019); else as the ECE of the top class."""
+    parts = []
+    for rows in outcomes:
+        p, real, count = rows.probabilities, rows.one_hot, rows.probabilities.shape[1]
+        parts.append([((real[:, k] - p[:, k]) / count, bins_of(p[:, k])) for k in range(count)])
+    return _inverted(units, parts, f"mean over classes of {BINS} equal-mass bins each", seed)
+
+
+def _inverted(units: Units, parts: list[list[tuple[Floats, Ints]]], what: str, seed: int) -> dict[str, Any]:
+    """A sum of absolute gaps, its interval and its value without bias.
 
     The plain ECE of a perfectly calibrated model is above zero, since every bin's gap is taken as absolute. So the
     interval asks which true gaps, s times those seen, would give an ECE such as the one seen once sampling noise
@@ -62,26 +82,19 @@ def expected_calibration_error(units: Units, outcomes: list[Outcome], *, seed: i
     upper limit is at least the 97.5% quantile of the ECE with noise added, less the bias that this adds.
 
     Args:
-      outcomes: rows of each seed, in the order of `units.seeds`.
-
-    Returns:
-      {"value", "low", "high", "method", "corrected"}, from the mean over seeds.
+      parts: for each seed its binnings, each as residuals and bins, both (n,), whose gaps add up.
     """
-    rng = np.random.default_rng(seed)
-    confidences = [rows.probabilities.max(1) for rows in outcomes]
-    rights = [(rows.truth == rows.prediction).astype(np.float64) for rows in outcomes]
-    places = [bins_of(confidence) for confidence in confidences]
-    seen = [gaps(*of_seed) for of_seed in zip(confidences, rights, places, strict=True)]
-    pulls = [
-        _pulls(units, rows, right - confidence, place, gap)
-        for rows, confidence, right, place, gap in zip(units.seeds, confidences, rights, places, seen, strict=True)
-    ]
-    noise = _noise(pulls, rng)
+    seen, pulls = [], []
+    for rows, binnings in zip(units.seeds, parts, strict=True):
+        each = [np.bincount(place, residual) / len(rows) for residual, place in binnings]
+        pulls += [_pulls(units, rows, *binning, gap) for binning, gap in zip(binnings, each, strict=True)]
+        seen.append(np.concatenate(each))
+    noise = _noise(np.concatenate(pulls, axis=1), [len(gap) for gap in seen], np.random.default_rng(seed))
     value = float(np.mean([np.abs(gap).sum() for gap in seen]))
     curve = _Curve(seen, noise)
     low, middle, high = (curve.scale(value, share) * value for share in (0.975, 0.5, 0.025))
     high = max(high, curve.quantile(1.0, 0.975) - (curve.mean(1.0) - value))
-    method = f"{BINS} equal-mass bins of the top class; limits by inverting the ECE's distribution over {units.name}"
+    method = f"{what}; limits by inverting the ECE's distribution over {units.name}"
     return {**bounded(value, low, min(high, 1.0), method), "corrected": min(middle, value)}
 
 
@@ -94,18 +107,20 @@ def _pulls(units: Units, rows: Ints, residual: Floats, place: Ints, gap: Floats)
     return centred
 
 
-def _noise(pulls: list[Floats], rng: np.random.Generator) -> list[Floats]:
-    """For each seed (DRAWS, bins) noise of the gaps: normal with the units' covariance, Student's tails for few units.
+def _noise(joint: Floats, widths: list[int], rng: np.random.Generator) -> list[Floats]:
+    """For each seed (DRAWS, width) noise of the gaps: normal with the units' covariance, Student's tails for few units.
 
-    The seeds are drawn together, since they share the units: repeating a prediction adds no knowledge.
+    The seeds are drawn together, side by side in joint (units, sum of widths), since they share the units: repeating a
+    prediction adds no knowledge.
     """
-    joint = np.concatenate(pulls, axis=1)
-    freedom = max(len(joint) - 1, 1)
-    scale = np.sqrt(len(joint) / rng.chisquare(freedom, (DRAWS, 1)))
-    spread, directions = np.linalg.eigh(joint.T @ joint)
-    steps = np.sqrt(spread.clip(min=0)) * directions  # columns scaled: steps @ steps.T is the covariance
-    drawn = scale * (rng.standard_normal((DRAWS, joint.shape[1])) @ steps.T)
-    return np.split(drawn, np.cumsum([pull.shape[1] for pull in pulls])[:-1], axis=1)
+    count = len(joint)
+    freedom = max(count - 1, 1)
+    scale = np.sqrt(count / rng.chisquare(freedom, (DRAWS, 1)))
+    if count > joint.shape[1]:
+        spread, directions = np.linalg.eigh(joint.T @ joint)
+        joint = (np.sqrt(spread.clip(min=0)) * directions).T  # as many rows as bins, with the same covariance
+    drawn = scale * (rng.standard_normal((DRAWS, len(joint))) @ joint)
+    return np.split(drawn, np.cumsum(widths)[:-1], axis=1)
 
 
 class _Curve:

@@ -142,7 +142,7 @@ def answers(facts: CardFacts) -> dict[str, list[str]]:
         "exclusions": [_exclusions(data) for data in facts.data],
         "audit": _audit(facts.findings),
         "baselines": list((facts.comparison or {}).get("sentences", [])),
-        "calibration": _calibration(facts.calibration),
+        "calibration": story.calibrated(facts.calibration),
         "training": _words(facts.provenance),
         **(_evaluated(facts.metrics) if facts.metrics else {}),
     }
@@ -195,26 +195,6 @@ def _audit(findings: Sequence[Mapping[str, Any]] | None) -> list[str]:
         return []
     told = [f"{f['level']}, {f['name']}: {f['message']}" for f in findings]
     return told or ["Looked for; nothing found."]
-
-
-def _calibration(facts: Mapping[str, Any]) -> list[str]:
-    if not facts:
-        return []
-    lines = []
-    if "temperature" in facts:
-        lines = [f"Temperature {facts['temperature']:.3f}, fitted on {facts.get('fitted_on') or 'held-out rows'}."]
-    if changed := facts.get("reliability"):
-        errors = [story.number(changed[when]["ece"]) for when in ("before", "after")]
-        lines.append(f"Calibration error {errors[0]} before and {errors[1]} after, by other folds' temperatures.")
-    if conformal := facts.get("conformal"):
-        rare = f" No promise for {', '.join(conformal['rare'])}: too few images." if conformal["rare"] else ""
-        promised = f"the class-conditional conformal set at {1 - conformal['alpha']:.0%} coverage"
-        lines.append(f"It abstains unless exactly one class is in {promised}.{rare}")
-    if ood := facts.get("ood"):
-        lines.append(
-            f"Images farther out than {ood['kept']:.0%} of known ones are flagged as unlike them, by {ood['score']}."
-        )
-    return lines
 
 
 def _evaluated(metrics: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcmnet_jax import __version__
+from rcmnet_jax.evaluation.compare import COMPARED
 from rcmnet_jax.evaluation.metrics import HEADLINES, compute
 from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.report import figures as drawing
@@ -22,6 +23,17 @@ from rcmnet_jax.report.inputs import ReportInputs
 THUMBNAIL = 112  # pixels
 WRONG, RIGHT = 18, 8  # examples shown
 LONGEST = 40_000  # characters of one provenance block
+COLUMNS = (  # of the table of arms: key in metrics.json, heading, how a value is written
+    ("top1", "Top-1", "share"),
+    ("balanced_accuracy", "Balanced accuracy", "share"),
+    ("macro_f1", "Macro F1", "share"),
+    ("auroc", "Macro AUROC", "plain"),
+    ("macro_auprc", "Macro AUPRC", "plain"),
+    ("mcc", "MCC", "plain"),
+    ("nll", "NLL", "plain"),
+    ("brier", "Brier", "plain"),
+    ("ece", "ECE", "share"),
+)
 CONTENTS = (
     ("glance", "At a glance"),
     ("results", "Results"),
@@ -70,6 +82,7 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
 
     jinja = Environment(loader=PackageLoader("rcmnet_jax.report"), autoescape=True, undefined=StrictUndefined)
     jinja.filters["metric"] = story.number
+    jinja.filters["p_value"] = story.p_value
 
     css = jinja.get_template("report.css").render(light=drawing.LIGHT, dark=drawing.DARK)
     name, main = story.headline(metrics)
@@ -92,16 +105,18 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
         doubts=list(inputs.doubts),
         warnings=[line for line in (*inputs.notes, *metrics["warnings"]) if line not in inputs.doubts],
         metrics=metrics,
-        headlines=list(HEADLINES.items()),
+        columns=COLUMNS,
         arms=inputs.arms or {"this table": metrics},
         figures=figures,
-        comparison=list((inputs.comparison or {}).get("sentences", [])),
+        comparison={"sentences": [], "pairs": [], "warnings": [], **(inputs.comparison or {})},
+        compared=COMPARED,
+        mcnemar=story.mcnemar(inputs.comparison or {}),
         seeds=story.seeds(metrics),
         confusion=_confusion(metrics),
         wrong=wrong,
         right=right,
         part_tables=_part_tables(metrics),
-        confidence=story.confidence(metrics),
+        confidence=[*story.confidence(metrics), *story.calibrated(inputs.calibration)],
         data=inputs.data,
         findings=list(inputs.findings or []),
         audit_note=_audit_note(inputs.findings),

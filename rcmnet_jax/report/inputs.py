@@ -61,6 +61,7 @@ class ReportInputs:
     images: ImageReader | None = None
     findings: Sequence[Mapping[str, Any]] | None = None
     comparison: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # of the bundle to use, as in calibration.json
     doubts: Sequence[str] = ()  # of the notes those that a reader has to know before the numbers
     explain: Explainer | None = None
     embedding: Embedding | None = None

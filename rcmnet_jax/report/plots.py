@@ -53,16 +53,18 @@ def reliability_plot(metrics: Mapping[str, Any], table: Table) -> Figure:
             low, high = max(b["accuracy"] - spread, 0), min(b["accuracy"] + spread, 1)
             top.plot([b["confidence"]] * 2, [low, high], color=series(0), alpha=0.45, linewidth=2)
         top.plot(stated, seen, "o-", color=series(0), markersize=5, label="this model")
-        after = metrics["calibration"].get("after_temperature", {}).get("bins", [])
-        if after:
-            scaled = [[b[key] for b in after] for key in ("confidence", "accuracy")]
-            top.plot(*scaled, "s", linestyle=dash(2), color=series(1), markersize=4, label="after temperature scaling")
+        said = _stated(bins)
+        for when in ("before", "after"):
+            if others := metrics["calibration"].get(f"{when}_temperature", {}).get("bins"):
+                name = f"{when} temperature scaling"
+                places = [[b[key] for b in others] for key in ("confidence", "accuracy")]
+                top.plot(*places, "s", linestyle=dash(2), color=series(1), markersize=4, label=name)
+                said += f". {name.capitalize()}: {_stated(others)}"
         start = max(0.0, min(*stated, *seen) - 0.1)
         top.set(xlim=(start, 1.01), ylim=(start, 1.02), ylabel="share right", title="Are stated confidences true?")
         top.legend(loc="upper left")
         bottom.hist(table.confidence, bins=np.linspace(start, 1, 30).tolist(), color=series(0), alpha=0.7)
         bottom.set(xlim=(start, 1.01), xlabel="stated confidence", ylabel="images")
-        said = _stated(bins) + (f". After temperature scaling: {_stated(after)}" if after else "")
         caption = "Reliability, in bins of equal mass. Below the dashed line the model is too sure of itself."
         return figure(drawing, "reliability", f"Reliability diagram. Bins: {said}.", caption)
 

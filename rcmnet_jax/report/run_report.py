@@ -30,6 +30,7 @@ def write(
     data: Data,
     tables: Mapping[str, Table],
     metrics: Mapping[str, dict[str, Any]],
+    calibration: Mapping[str, Any],
     comparison: Mapping[str, Any] | None = None,
     doubts: Sequence[str] = (),
 ) -> None:
@@ -38,6 +39,7 @@ def write(
     Args:
       tables: each arm's joined table, the main one first.
       metrics: of the same arms.
+      calibration: of the top's bundle, as in calibration.json; empty where it is not calibrated.
       comparison: of the same arms, as `compare` gives it.
       doubts: sentences that stand before the numbers.
     """
@@ -62,6 +64,7 @@ def write(
         doubts=doubts,
         findings=data.audit.to_json()["findings"],
         comparison=comparison,
+        calibration=calibration,
         notes=data.notes,
         provenance={
             "Configuration": to_dict(here.config),

@@ -95,6 +95,30 @@ def confidence(metrics: Metrics) -> list[str]:
     return lines
 
 
+def calibrated(facts: Mapping[str, Any]) -> list[str]:
+    """What a bundle's calibration.json does to its answers, and on how many images it was fitted."""
+    lines = []
+    if "temperature" in facts:
+        rows = " ".join(str(facts[key]) for key in ("rows", "fitted_on") if facts.get(key))
+        lines.append(f"Temperature {facts['temperature']:.3f}, fitted on {rows or 'held-out images'}.")
+    if changed := facts.get("reliability"):
+        before, after = (number(changed[when]["ece"]) for when in ("before", "after"))
+        lines.append(
+            f"Their calibration error is {before} before and {after} after, each part by the temperature of the others."
+        )
+    if conformal := facts.get("conformal"):
+        rare = f" No promise for {', '.join(conformal['rare'])}: too few images." if conformal["rare"] else ""
+        lines.append(
+            "It abstains unless exactly one class is in the conformal set, which is to miss the true class of at most "
+            f"{100 * conformal['alpha']:g}% of every class's images (evaluation.error_rate).{rare}"
+        )
+    if ood := facts.get("ood"):
+        lines.append(
+            f"Images farther out than {ood['kept']:.0%} of known ones are flagged as unlike them, by {ood['score']}."
+        )
+    return lines
+
+
 def fails(metrics: Metrics) -> list[str]:
     """The weakest class, the commonest confusions, the worst group."""
     cells = np.array(metrics["confusion"])
@@ -121,6 +145,30 @@ def fails(metrics: Metrics) -> list[str]:
             f"{high['group']} {number(high['top1']['value'])} of {high['n']}."
         )
     return lines
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with three decimals, as a table shows it."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def mcnemar(comparison: Mapping[str, Any]) -> list[str]:
+    """What McNemar's test in the table of pairs means, or why it is not there."""
+    pairs = comparison.get("pairs", [])
+    if not pairs:
+        return []
+    held = [pair["mcnemar"] for pair in pairs if "mcnemar" in pair]
+    lines = []
+    if held:
+        lines.append(
+            f"McNemar's exact test is of the images that one of the two alone gets right; right alone counts those of "
+            f"{comparison['reference']}, wrong alone those of the other."
+        )
+    if len(held) < len(pairs):
+        lines.append("Where McNemar's test is missing, there are several seeds: it takes one prediction an image.")
+    return lines + list(dict.fromkeys(f"McNemar's test {test['note']}." for test in held if "note" in test))
 
 
 def seeds(metrics: Metrics) -> str:
