@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax.evaluation import calibration, shortcut
+from rcmnet_jax import selection
+from rcmnet_jax.evaluation import calibration, label_review, shortcut
 from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
@@ -54,7 +55,8 @@ def conclude(here: Run, data: Data) -> None:
         facts = _calibrated(here, data, table)
         _note_calibration(main, facts, table)
         doubts = _doubts(metrics)
-        main["warnings"] += doubts
+        said = [*selection.summary(here, data.folds), label_review.leave(here.workdir, table)]
+        main["warnings"] += [*doubts, *said]
         write_table(table, here.workdir / "predictions.csv")
         for arm, values in metrics.items():
             if arm != "pretrain":
@@ -63,7 +65,7 @@ def conclude(here: Run, data: Data) -> None:
         comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
         _final_bundle(here, data, facts, main, comparison)
         run_report.write(here, data, tables, metrics, facts, comparison, doubts)
-        _show(here, data, metrics, [] if comparison is None else comparison["sentences"], doubts)
+        _show(here, data, metrics, [*([] if comparison is None else comparison["sentences"]), *said], doubts)
     barrier("conclusion")
 
 

@@ -153,7 +153,9 @@ def _trained(here: Run, data: Data) -> list[str]:
     start = f"the weights of {config.source.init_from}" if config.source.init_from else "random weights"
     if data.source is not None:
         sentences.append(f"Pretraining took {config.source.epochs:g} epochs from {start}.")
-    if data.target is not None:
+    if data.target is not None and config.target.recipes:
+        sentences.append("Each fold was fine-tuned by the recipe that did best on its inner split.")
+    elif data.target is not None:
         sentences.append(
             f"Each fold was fine-tuned for {config.target.epochs:g} epochs"
             + (" from the pretrained body with a new head." if data.source is not None else f" from {start}.")
