@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rcmnet_jax import bundle as bundles
@@ -10,7 +11,7 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint import published
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
-from rcmnet_jax.evaluation import features
+from rcmnet_jax.evaluation import calibration, features
 from rcmnet_jax.intake import Data
 from rcmnet_jax.report import answers
 from rcmnet_jax.stages import Job, Pixels, Run
@@ -65,7 +66,11 @@ def _fetch_weights(config: ExperimentConfig, console: Console) -> None:
 
 
 def pretrain(here: Run, data: Data) -> Bundle:
-    """Trains on the source, evaluates on `test`, else `val`, and returns the bundle."""
+    """Trains on the source, evaluates on `test`, else `val`, and returns the bundle.
+
+    With a `test` part the bundle is calibrated on `val`. Without one it stays as the network is: rows that a
+    calibration saw are not reported by it.
+    """
     config, folder = here.config, here.workdir / "pretrain"
     assert data.source is not None
     if not leaves.is_done(folder):
@@ -81,9 +86,22 @@ def pretrain(here: Run, data: Data) -> Bundle:
         trained = stages.fit(job)
         leaves.leave(job, trained)
         split = "test" if len(data.holdout["test"]) else "val"
+        if split == "test":
+            _calibrate(here, folder / "bundle", data)
         made = bundles.load(folder / "bundle")
         table = leaves.table_of(made, data.source, data.holdout[split], here.placement, split=split, seed=-1, fold=-1)
         features.leave(folder, made, data.source, data.holdout[split], here.placement)
         leaves.report_leaf(here, folder, table, leaves.provenance(job, trained))
         conclusion.say_leaf(here, folder, f"pretrain, {split}")
     return bundles.load(folder / "bundle")
+
+
+def _calibrate(here: Run, folder: Path, data: Data) -> None:
+    """Adds to the pretrained bundle what `val` tells of its probabilities; too few rows leave it as it is."""
+    assert data.source is not None
+    made, rows = bundles.load(folder), data.holdout["val"]
+    table = leaves.table_of(made, data.source, rows, here.placement, split="val", seed=-1, fold=-1)
+    facts = calibration.from_table(table, alpha=here.config.evaluation.error_rate, fitted_on="validation images")
+    if is_main_process():
+        bundles.write(folder, dataclasses.replace(made, calibration={**made.calibration, **facts}))
+    barrier("pretrain/calibration")

@@ -1,9 +1,12 @@
 """The model card fills in what is known, lists what is not, and lets no name become markup."""
 
 import numpy as np
+import pytest
 
+from rcmnet_jax.config import ExperimentConfig, from_dict, to_dict
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import make_table
+from rcmnet_jax.report.answers import ASKED
 from rcmnet_jax.report.card import ITEMS, CardFacts, answers, plain, render_card
 from rcmnet_jax.report.inputs import DataFacts
 
@@ -23,7 +26,51 @@ def test_a_bare_card_lists_nearly_everything_as_missing():
     text = render_card(CardFacts("rcmnet", ("a", "b")))
     assert "Research use only, not a medical device" in text
     assert "Who labelled" in text.split("## Not stated")[1]
-    assert "3 of 26 items are answered" in text
+    assert f"3 of {len(ITEMS)} items are answered" in text
+
+
+@pytest.mark.parametrize(("guideline", "items"), [("TRIPOD+AI", 27), ("CLAIM", 42)])
+def test_every_item_of_both_guidelines_is_asked(guideline, items):
+    named = set()
+    for part in "; ".join(item.sources for item in ITEMS).split("; "):
+        if part.startswith(guideline):
+            for word in part.removeprefix(guideline).split(", "):
+                first, _, last = word.strip().partition("-")
+                named |= set(range(int(first), int(last or first) + 1))
+    assert named == set(range(1, items + 1))
+    assert len({item.key for item in ITEMS}) == len(ITEMS)
+
+
+def test_what_neither_the_run_derives_nor_the_file_asks_is_nothing():
+    facts = CardFacts(
+        "rcmnet",
+        ("blast", "mono_cyte"),
+        config=to_dict(ExperimentConfig()),
+        preprocessing={"size": 64},
+        data=[DataFacts("target", "cells", 60, groups=12, found=60)],
+        metrics=measured(),
+        calibration={"temperature": 1.25},
+        findings=[],
+        comparison={"sentences": ["rcmnet beats nothing."]},
+        provenance={"seed": 0},
+    )
+    assert {item.key for item in ITEMS} - set(answers(facts)) == set(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "sentence"),
+    [
+        ({}, "initial", "From random weights."),
+        ({"source": {"init_from": "x.pth"}}, "initial", "From the weights of x.pth."),
+        ({"target": {"select": "inner"}}, "selection", "Each fold took its best epoch"),
+        ({"target": {"data": "none"}}, "updating", "No: training began with random weights."),
+        ({"target": {"sampling": "balanced"}}, "imbalance", "rare classes are drawn as often"),
+        ({"source": {"optimizer": {"class_weights": "balanced"}}}, "imbalance", "the loss weighs each class alike"),
+    ],
+)
+def test_the_method_is_told_as_it_is_set(change, key, sentence):
+    facts = CardFacts("rcmnet", ("a", "b"), config=to_dict(from_dict(change)))
+    assert any(sentence in line for line in answers(facts)[key])
 
 
 def test_known_items_are_filled_in_and_leave_the_missing_list():

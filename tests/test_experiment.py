@@ -210,6 +210,7 @@ def test_a_pretraining_alone_leaves_its_own_bundle_at_the_top(tmp_path):
     metrics = json.loads((tmp_path / "pbc/metrics.json").read_text())
     assert metrics["n"] == len(table(tmp_path / "pbc/predictions.csv")) == 16
     assert "pretrain" in out
+    assert any(line.startswith("Not calibrated: fewer than 20") for line in metrics["warnings"])
     assert (tmp_path / "pbc/report.html").stat().st_size > 10_000
 
 

@@ -14,7 +14,8 @@ FILE = "card.yaml"
 LARGEST = 1_000_000  # bytes of a file that a person wrote
 # What no run can find out. Any other item may be answered as well; the answer then takes the place of what is derived.
 ASKED = (
-    "use", "dates", "people", "labels", "ethics", "size", "external", "code", "registration", "funding",
+    "objectives", "design", "use", "involvement", "dates", "people", "definitions", "labels", "deidentified", "ethics",
+    "size", "fairness", "external", "code", "registration", "funding",
 )  # fmt: skip
 _HEAD = """\
 # What only you know of this model. Write each answer behind its colon (in quotes if it holds a colon or a #), then run

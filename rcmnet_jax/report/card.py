@@ -1,7 +1,6 @@
 """The model card: what a reader of TRIPOD+AI or CLAIM would ask, what is known of it, and what is missing.
 
-Items after TRIPOD+AI (Collins et al. 2024) and CLAIM (Mongan et al. 2020), in our words and merged where
-the two ask the same; an item is filled in only from facts at hand, and the rest is listed for a person to fill in.
+An item is filled in only from facts at hand, and the rest is listed for a person to fill in.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcmnet_jax.evaluation.metrics import summary_rows
-from rcmnet_jax.report import story
+from rcmnet_jax.report import methods, story
 from rcmnet_jax.report.inputs import DataFacts
+from rcmnet_jax.report.items import ITEMS, Item
 
 NOTICE = "Research use only, not a medical device: never for diagnosis or the care of a patient."
 MARK = "Taken in: "
@@ -23,12 +23,14 @@ MARK = "Taken in: "
 class CardFacts:
     """What the card is made from; all but the model and classes may be missing.
 
-    `preprocessing`, `calibration` and `provenance` are as in the bundle; `metrics` from `compute`; `answers` maps an
+    `config` is the run's, as `to_dict` gives it; `preprocessing`, `calibration` and `provenance` are as in the bundle;
+    `metrics` from `compute`; `answers` maps an
     item's key (see ITEMS) to words of the person who publishes the model, which take the place of anything derived.
     """
 
     model: str
     classes: Sequence[str]
+    config: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     data: Sequence[DataFacts] = ()
     metrics: Mapping[str, Any] | None = None
@@ -37,68 +39,6 @@ class CardFacts:
     comparison: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     answers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing that a reporting guideline asks for; `sources` name its items there."""
-
-    key: str
-    section: str
-    question: str
-    sources: str
-
-
-ITEMS = (
-    Item(
-        "use",
-        "Intended use",
-        "What is it for, and who would use it at which point of care?",
-        "TRIPOD+AI 3, 27; CLAIM 3",
-    ),
-    Item("out_of_scope", "Intended use", "For what must it not be used?", "TRIPOD+AI 27; CLAIM 39"),
-    Item("classes", "Model", "What does it tell apart?", "TRIPOD+AI 8; CLAIM 14"),
-    Item(
-        "architecture", "Model", "Which network, in which version, with how many parameters?", "TRIPOD+AI 22; CLAIM 22"
-    ),
-    Item("input", "Model", "What must an input look like, and how is it prepared?", "TRIPOD+AI 7, 9; CLAIM 9"),
-    Item("initial", "Model", "From which weights did training start?", "CLAIM 24"),
-    Item("sources", "Data", "Which data, how many images, of how many people?", "TRIPOD+AI 5, 20; CLAIM 7"),
-    Item(
-        "dates",
-        "Data",
-        "When and where were they taken, with which stain, scanner and magnification?",
-        "TRIPOD+AI 5, 6",
-    ),
-    Item("people", "Data", "Who were the patients: age, sex, disease, treatment?", "TRIPOD+AI 20; CLAIM 34"),
-    Item(
-        "labels",
-        "Data",
-        "Who labelled, by which rule, how many readers, how well do they agree?",
-        "TRIPOD+AI 8; CLAIM 14-18",
-    ),
-    Item("exclusions", "Data", "What was left out, and why?", "TRIPOD+AI 6, 20; CLAIM 8, 33"),
-    Item("ethics", "Data", "Which ethics board, consent and licence?", "TRIPOD+AI 17; CLAIM 12"),
-    Item("audit", "Data", "Were duplicates, leakage and shortcuts looked for?", "CLAIM 21"),
-    Item(
-        "partitions",
-        "Evaluation",
-        "How were training and test parted, and at which level?",
-        "TRIPOD+AI 12; CLAIM 20-21",
-    ),
-    Item("size", "Evaluation", "Why is the number of images enough?", "TRIPOD+AI 10; CLAIM 19"),
-    Item("results", "Evaluation", "How good is it, with which certainty?", "TRIPOD+AI 23; CLAIM 35-36"),
-    Item("groups", "Evaluation", "For whom or where is it worse?", "TRIPOD+AI 14, 23"),
-    Item("failures", "Evaluation", "What does it get wrong?", "CLAIM 37"),
-    Item("baselines", "Evaluation", "Against what was it compared?", "TRIPOD+AI 25"),
-    Item("calibration", "Evaluation", "Are its probabilities true, and when does it abstain?", "TRIPOD+AI 12, 15"),
-    Item("external", "Evaluation", "Was it tried on data from elsewhere?", "TRIPOD+AI 16; CLAIM 32"),
-    Item("limits", "Limits", "What are its known limits?", "TRIPOD+AI 26; CLAIM 38"),
-    Item("training", "Reproduction", "Which settings, seed and software made it?", "TRIPOD+AI 12, 21; CLAIM 23, 25"),
-    Item("code", "Reproduction", "Where are code, weights and data?", "TRIPOD+AI 18; CLAIM 41"),
-    Item("registration", "Reproduction", "Was there a protocol or a registration?", "TRIPOD+AI 18; CLAIM 40"),
-    Item("funding", "Reproduction", "Who paid, and who has an interest?", "TRIPOD+AI 18; CLAIM 42"),
-)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -143,8 +83,11 @@ def answers(facts: CardFacts) -> dict[str, list[str]]:
         "audit": _audit(facts.findings),
         "baselines": list((facts.comparison or {}).get("sentences", [])),
         "calibration": story.calibrated(facts.calibration),
-        "training": _words(facts.provenance),
+        "training": [*_words(facts.provenance), *methods.settings(facts.config)],
         **(_evaluated(facts.metrics) if facts.metrics else {}),
+        **(methods.of_run(facts.config) if facts.config else {}),
+        **(methods.of_evaluation(facts.model, facts.metrics, facts.comparison) if facts.metrics else {}),
+        **(methods.of_data(facts.data, facts.metrics) if facts.data else {}),
     }
     known |= {key: [text] for key, text in facts.answers.items()}
     return {item.key: known[item.key] for item in ITEMS if known.get(item.key)}
