@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import selection
+from rcmnet_jax.config import to_dict
 from rcmnet_jax.evaluation import calibration, label_review, shortcut
 from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute, to_json
@@ -126,6 +127,7 @@ def _final_bundle(
     card = CardFacts(
         model=made.network.config.name,
         classes=made.classes,
+        config=to_dict(here.config),
         preprocessing=dataclasses.asdict(made.rule),
         data=run_report.data_facts(data),
         metrics=metrics,
