@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcmnet_jax.data.loader import BalancedOrder, Order, ResidentLoader, StreamLoader, positions_of
+from rcmnet_jax.data.loader import BalancedOrder, GrowingLoader, Order, ResidentLoader, StreamLoader, positions_of
 from rcmnet_jax.training.sharding import Placement
 
 
@@ -104,10 +104,39 @@ def test_a_stream_started_in_the_middle_goes_on_the_same(images):
 def test_processes_share_a_batch_between_them(images):
     whole = stream(images, 2).batch(3)
     parts = [stream(images, 2, Share(process, 4)).batch(3) for process in range(4)]
-    for column, name in enumerate(whole._fields):
+    for column, name in enumerate(("images", "labels", "positions")):
         joined = np.concatenate([np.asarray(part[column]) for part in parts])
         np.testing.assert_array_equal(joined, np.asarray(whole[column]), err_msg=name)
 
 
 def test_positions_run_on_from_step_to_step():
     assert positions_of(3, 8, slice(4, 8)).tolist() == [28, 29, 30, 31]
+
+
+def test_both_loaders_carry_each_rows_soft_labels(images):
+    import jax.numpy as jnp
+
+    soft = np.random.default_rng(0).random((30, 3), dtype=np.float32)
+    rest = {"batch_size": 8, "seed": 5, "placing": Placement.everywhere(), "soft": soft}
+    resident, streamed = (
+        ResidentLoader(jnp.asarray(images), LABELS, ROWS, **rest),
+        StreamLoader(images, LABELS, ROWS, **rest),
+    )
+    for step in range(4):
+        one, other = resident.batch(step), streamed.batch(step)
+        rows = Order(ROWS, 5)(np.arange(step * 8, step * 8 + 8))
+        np.testing.assert_array_equal(one.soft, soft[rows])
+        np.testing.assert_array_equal(other.soft, soft[rows])
+
+
+def test_a_growing_loader_shows_means_over_areas_until_its_step(images):
+    import jax.numpy as jnp
+
+    whole = ResidentLoader(jnp.asarray(images), LABELS, ROWS, batch_size=8, seed=5, placing=Placement.everywhere())
+    side = images.shape[1]
+    for size in (side // 2, side - 1):
+        growing = GrowingLoader(whole, size, until=2)
+        fine = np.asarray(whole.batch(1).images).repeat(size, 1).repeat(size, 2).astype(np.float64)
+        wanted = fine.reshape(8, size, side, size, side, 3).mean((2, 4))
+        assert np.abs(np.asarray(growing.batch(1).images) - wanted).max() < 0.5 + 1e-3
+        assert equal(growing.batch(2), whole.batch(2))

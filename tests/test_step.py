@@ -18,15 +18,10 @@ from rcmnet_jax.errors import GuardError, Interrupted
 from rcmnet_jax.training import loop
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
+from rcmnet_jax.training.loss import smoothed_cross_entropy
 from rcmnet_jax.training.records import Records, read_rows
 from rcmnet_jax.training.sharding import Placement
-from rcmnet_jax.training.step import (
-    Controls,
-    Recipe,
-    make_optimizer,
-    make_train_step,
-    smoothed_cross_entropy,
-)
+from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
 from rcmnet_jax.training.stop import StopRequest
 
 SIZE, CLASSES, BATCH, N = 4, 3, 8, 24
@@ -36,6 +31,7 @@ class Linear:
     """A model with the interface that the step uses: a body that scales, a head that classifies."""
 
     head = ("fc",)
+    image_size = (SIZE, SIZE)
 
     def __call__(self, params, batch_stats, images, *, train=False, dtype=jnp.float32):
         x = (images * params["body"]["kernel"]).reshape(len(images), -1).astype(dtype)
@@ -194,10 +190,17 @@ def stage(steps=6, **changes):
 RECIPE = Recipe(OptimizerConfig(), PLAIN)
 
 
-def test_an_interrupted_stage_ends_with_the_same_bits(tmp_path, around):
+@pytest.mark.parametrize("pull", [0.0, 0.5])
+def test_an_interrupted_stage_ends_with_the_same_bits(tmp_path, around, pull):
     step = make_train_step(MODEL, RECIPE, PLACEMENT)
+
+    def pulled():
+        start = MODEL.init()[0]
+        held = optimizers.Anchor(start, jax.tree.map(lambda _: np.float32(pull), start))
+        return stage(anchor=PLACEMENT.put_copies(held) if pull else None)
+
     with Store(tmp_path / "whole") as store:
-        whole = loop.train(stage(), fresh(RECIPE), step, batches(), store, around)
+        whole = loop.train(pulled(), fresh(RECIPE), step, batches(), store, around)
     for at in (1, 3, 5):  # in an epoch, at its end, and before the last step
         stop = StopRequest()
 
@@ -207,9 +210,9 @@ def test_an_interrupted_stage_ends_with_the_same_bits(tmp_path, around):
             return step(state, batch, controls)
 
         with Store(tmp_path / f"cut{at}") as store, pytest.raises(Interrupted, match=f"step {at}"):
-            loop.train(stage(), fresh(RECIPE), stopping, batches(), store, dataclasses.replace(around, stop=stop))
+            loop.train(pulled(), fresh(RECIPE), stopping, batches(), store, dataclasses.replace(around, stop=stop))
         with Store(tmp_path / f"cut{at}") as store:
-            again = loop.train(stage(), fresh(RECIPE), step, batches(), store, around)
+            again = loop.train(pulled(), fresh(RECIPE), step, batches(), store, around)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
 
 
@@ -312,3 +315,21 @@ def test_mixed_labels_share_the_loss_each_with_its_classes_weight():
         right += logits[i].argmax() == pair[own < 0.5]
     assert float(metrics.loss) == pytest.approx(wanted, rel=1e-5)
     assert float(metrics.correct) == right
+
+
+def test_soft_labels_take_their_share_of_the_target_and_rows_without_keep_the_label():
+    recipe, batch = Recipe(OptimizerConfig(label_smoothing=0.1), PLAIN), batches().batch(0)
+    weights = np.array([1.0, 2.0, 4.0])
+    p = np.random.default_rng(2).dirichlet(np.ones(CLASSES), BATCH)
+    p[3:] = 0  # no entry
+    soft = PLACEMENT.put_batch(np.float32(0.6 * p))
+    _, metrics = make_train_step(MODEL, recipe, PLACEMENT)(
+        fresh(recipe), batch._replace(soft=soft), Controls.on_host(0.1, True, weights, 1)
+    )
+    params, _ = MODEL.init()
+    logits = (np.asarray(batch.images) / 255.0).reshape(BATCH, -1) @ params["fc"]["kernel"].astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = 0.9 * np.eye(CLASSES)[np.asarray(batch.labels)] + 0.1 / CLASSES
+    target[:3] = 0.4 * target[:3] + 0.6 * p[:3]
+    wanted = -(target * log_p).sum(1) * weights[np.asarray(batch.labels)]
+    assert float(metrics.loss) == pytest.approx(wanted.sum(), rel=1e-5)

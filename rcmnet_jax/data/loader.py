@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     images: jax.Array  # (B, S, S, 3) uint8
     labels: jax.Array  # (B,) int32
     positions: jax.Array  # (B, 2) uint32: words of the position in the stream, for the augmentation's keys
+    soft: jax.Array | None = None  # (B, K) float32, what of the target is not the label's: 0, or its share times p
 
 
 class Loader(Protocol):
@@ -105,6 +107,7 @@ class ResidentLoader:
         seed: int,
         placing: Placing,
         sampling: str = "uniform",
+        soft: np.ndarray | None = None,
     ):
         """
         Args:
@@ -115,7 +118,9 @@ class ResidentLoader:
           seed: of the order.
           placing: of the global batch.
           sampling: uniform | balanced, as for `make_order`.
+          soft: float32 (N, K), each row's part of `Batch.soft`.
         """
+        self._soft = soft
         self._images, self._labels, self._placing = images, np.asarray(labels, np.int32), placing
         self._order, self._batch_size = make_order(rows, self._labels, seed, sampling), batch_size
         self._share = placing.share(batch_size)
@@ -125,9 +130,9 @@ class ResidentLoader:
         positions = positions_of(step, self._batch_size, self._share)
         rows = self._order(positions)
         put = self._placing.put_batch
-        return Batch(
-            _take(self._images, put(rows.astype(np.int32))), put(self._labels[rows]), put(split_position(positions))
-        )
+        soft = None if self._soft is None else put(self._soft[rows])
+        images = _take(self._images, put(rows.astype(np.int32)))
+        return Batch(images, put(self._labels[rows]), put(split_position(positions)), soft)
 
 
 class StreamLoader:
@@ -144,12 +149,14 @@ class StreamLoader:
         placing: Placing,
         workers: int = 0,
         sampling: str = "uniform",
+        soft: np.ndarray | None = None,
     ):
         """As ResidentLoader, with a random-access reader in place of the array, and the number of reading threads."""
         self._reader, self._labels, self._placing = reader, np.asarray(labels, np.int32), placing
         self._order, self._batch_size = make_order(rows, self._labels, seed, sampling), batch_size
         self._share, self._workers = placing.share(batch_size), workers or os.cpu_count() or 4
         self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Any]]
+        self._soft = soft
 
     def batch(self, step: int) -> Batch:
         """Batch `step`; steps asked for in order are read ahead, a jump starts a new stream."""
@@ -158,7 +165,8 @@ class StreamLoader:
         self._next = step + 1
         found = next(self._stream)
         put = self._placing.put_batch
-        return Batch(put(found["image"]), put(found["label"]), put(split_position(found["position"])))
+        soft = None if self._soft is None else put(self._soft[found["row"]])
+        return Batch(put(found["image"]), put(found["label"]), put(split_position(found["position"])), soft)
 
     def _start(self, step: int) -> Iterator[Any]:
         import grain
@@ -189,4 +197,34 @@ class _Read:
         step, place = divmod(number, self._share.stop - self._share.start)
         position = step * self._batch_size + self._share.start + place
         row = int(self._order(np.array([position]))[0])
-        return {"image": self._reader[row], "label": self._labels[row], "position": np.int64(position)}
+        label = self._labels[row]
+        return {"image": self._reader[row], "label": label, "row": np.int64(row), "position": np.int64(position)}
+
+
+class GrowingLoader:
+    """Another loader's batches, those before a step shrunk to a smaller size by the mean over areas."""
+
+    def __init__(self, loader: Loader, size: int, until: int):
+        """`size` is the smaller side in pixels, `until` the first step at full size."""
+        self._loader, self._size, self._until = loader, size, until
+
+    def batch(self, step: int) -> Batch:
+        """Batch `step`, dispatched without waiting."""
+        batch = self._loader.batch(step)
+        return batch._replace(images=_shrink(batch.images, self._size)) if step < self._until else batch
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _shrink(images: jax.Array, size: int) -> jax.Array:
+    """uint8 (B, S, S, 3) -> (B, size, size, 3): each pixel the mean of the area that it covers, rounded."""
+    share = jnp.asarray(_areas(images.shape[1], size), jnp.float32)
+    shrunk = jnp.einsum("ij,bjkc,lk->bilc", share, images.astype(jnp.float32), share, precision="highest")
+    return jnp.round(shrunk).astype(jnp.uint8)
+
+
+def _areas(old: int, new: int) -> np.ndarray:
+    """What share of each new pixel's length each old pixel covers, (new, old)."""
+    edges = np.arange(new + 1) * (old / new)
+    low, high = np.maximum(edges[:-1, None], np.arange(old)), np.minimum(edges[1:, None], np.arange(old) + 1)
+    share: np.ndarray = np.maximum(high - low, 0) * (new / old)
+    return share

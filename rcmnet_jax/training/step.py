@@ -18,7 +18,9 @@ from rcmnet_jax.data.loader import Batch
 from rcmnet_jax.models import Network
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.freeze import learning_rate_factors
+from rcmnet_jax.training.loss import Targets, weighted_losses
 from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
 
 Tree = Any
@@ -63,18 +65,6 @@ class Recipe:
 StepFn = Callable[[TrainState, Batch, Controls], tuple[TrainState, Metrics]]
 
 
-def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Cross-entropy (B,) of logits (B, K) against labels (B,) mixed with the uniform (Szegedy et al. 2016)."""
-    log_p = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    return -(1 - smoothing) * chosen - smoothing * log_p.mean(-1)
-
-
-def weighted_losses(logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float) -> jax.Array:
-    """Each example's loss times its class's weight, (B,)."""
-    return smoothed_cross_entropy(logits, labels, smoothing) * weights[labels]
-
-
 @functools.lru_cache(maxsize=16)
 def make_optimizer(network: Network, recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     """The update rule of a recipe, for the leaves of a network."""
@@ -100,20 +90,17 @@ def train_step(
     config = recipe.optimizer
     wide = jax.tree.leaves(state.params)[0].dtype  # float32; float64 where a test compares devices
     images = augment(batch.images, batch.positions, controls.seed, recipe.augment, wide)
-    dtype = jnp.bfloat16 if config.precision == "bfloat16" else wide
-    answers, mixed = batch.labels, None
+    targets = Targets(batch.labels, batch.soft)
     if mixing.mixes(recipe.augment):
         images, own = mixing.mix(images, state.step, controls.seed, recipe.augment)
-        mixed = own, jnp.roll(batch.labels, 1)
-        answers = jnp.where(own < 0.5, mixed[1], answers)
+        targets = targets._replace(own=own)
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else wide
+    shown, fit = at_size(network, (images.shape[1], images.shape[2]))
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-        logits, stats = network(params, state.batch_stats, images, train=not recipe.frozen_statistics, dtype=dtype)
-        losses = weighted_losses(logits, batch.labels, controls.class_weights, config.label_smoothing)
-        if mixed is not None:
-            own, others = mixed
-            losses *= own
-            losses += (1 - own) * weighted_losses(logits, others, controls.class_weights, config.label_smoothing)
+        train = not recipe.frozen_statistics
+        logits, stats = shown(fit(params), state.batch_stats, images, train=train, dtype=dtype)
+        losses = weighted_losses(logits, targets, controls.class_weights, config.label_smoothing)
         return losses.mean(), (logits, stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -140,7 +127,7 @@ def train_step(
     norm = optax.global_norm(gradients)
     metrics = Metrics(
         loss=(loss * count).astype(jnp.float32),
-        correct=(logits.argmax(-1) == answers).sum().astype(jnp.float32),
+        correct=(logits.argmax(-1) == targets.heaviest()).sum().astype(jnp.float32),
         examples=count,
         gradient_norm=norm.astype(jnp.float32),
         finite=jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates)),
