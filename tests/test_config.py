@@ -14,7 +14,10 @@ from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict, to_dict
 from rcmnet_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
-PRESETS = [("cart", ""), ("cart", "smoke"), ("cart", "paper"), ("pbc", ""), ("pbc", "smoke"), ("bloodmnist", "")]
+PRESETS = [
+    *(("cart", preset) for preset in ("", "smoke", "paper", "auto")),
+    *(("pbc", ""), ("pbc", "smoke"), ("bloodmnist", "")),
+]
 
 
 def test_a_config_survives_the_way_through_json():
@@ -50,6 +53,12 @@ def test_a_wrong_key_or_type_is_named(values, sentence):
         {"target": {"folds": "some"}},
         {"target": {"arms": "scratch"}},
         {"target": {"arms": "transfer,magic"}},
+        {"target": {"arms": "transfer,direct"}},
+        {"target": {"recipes": "default,magic"}},
+        {"target": {"recipes": "long,long"}},
+        {"target": {"recipes": "long", "select": "inner"}},
+        {"target": {"sampling": "balanced", "optimizer": {"class_weights": "balanced"}}},
+        {"target": {"limit": 1}},
         {"source": {"epochs": 0.0}},
         {"source": {"data": "none"}},
         {"source": {"data": "none"}, "target": {"data": "none"}},

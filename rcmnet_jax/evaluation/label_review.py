@@ -41,8 +41,9 @@ def review(probabilities: Floats, labels: Ints) -> Review:
 
     A class's threshold is the mean probability of it over the images labelled so (eq. 2). An image counts as of the
     class, among those whose threshold it reaches, that is most probable (eq. 1); if that is not its label, it is
-    suggested. The score is the normalised margin (p(label) - max p(other) + 1) / 2 of probabilities less the thresholds,
-    shifted up by their largest and normalised, so that a class the model is less sure of is not suspected for that.
+    suggested. The score is the normalised margin (p(label) - max p(other) + 1) / 2 of probabilities less the
+    thresholds, shifted up by their largest and normalised: a class that the model knows less well is not suspected
+    for that.
     """
     n, classes = probabilities.shape
     everyone = np.arange(n)

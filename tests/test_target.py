@@ -1,0 +1,177 @@
+"""The transfer stage on embedded cells, from stored weights: starts, pulls, and who chooses what on which rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import SMOKE, change
+from rcmnet_jax import jobs, stages
+from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.console import Console
+from rcmnet_jax.evaluation import probe
+from rcmnet_jax.evaluation.predict import forward
+from rcmnet_jax.intake import gather
+from rcmnet_jax.recipes import RECIPES, Recipe
+from rcmnet_jax.selection import Search, search
+from rcmnet_jax.stages import Pixels, Run, Trained
+from rcmnet_jax.training.loop import Surroundings
+from rcmnet_jax.training.records import Records
+from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.stop import StopRequest
+from tests.bad_input.case import BUNDLE
+from tests.commands import ROOT, launch, start
+
+SMALL = {"data": "synthetic:cart-tiny", "folds": "2", "epochs": 1.0}
+
+
+def config(**target):
+    source = {"data": "none", "init_from": str(BUNDLE)}
+    return change(ExperimentConfig(), **{**SMOKE, "source": source}, target={**SMALL, **target})
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """From target settings and a folder's name to a run, its target's pixels and its data."""
+    opened = []
+
+    def made(name="run", **target):
+        folder = tmp_path / name
+        opened.append(Records(folder))
+        around = Surroundings(opened[-1], Console(active=False), StopRequest())
+        here = Run(config(**target), folder, Placement.everywhere(), around)
+        data = gather(here.config, folder, around.console, around.stop)
+        return here, Pixels(data.target, here), data
+
+    yield made
+    for records in opened:
+        records.close()
+
+
+def job_of(here, pixels, data, arm="transfer", name="transfer/seed_0/fold_0"):
+    return jobs.make_job(here, pixels, name, arm, data.folds[0][0].train, None, here.config.target)
+
+
+def test_the_head_starts_as_the_probe_of_the_folds_training_rows_alone(begin):
+    here, pixels, data = begin(head="probe")
+    job, rows = job_of(here, pixels, data), data.folds[0][0].train
+    embeddings = forward(job.network, *job.start, pixels.data.images(rows), here.placement, output="embedding")
+    kernel, bias = probe.fit(embeddings, pixels.data.examples.label[rows], 4)
+    np.testing.assert_array_equal(job.start[0]["fc"]["kernel"], kernel)
+    np.testing.assert_array_equal(job.start[0]["fc"]["bias"], bias)
+    assert job.steps > 0  # and then everything is trained
+    scratch = job_of(here, pixels, data, arm="scratch")  # there is nothing to probe in random weights
+    drawn = job.network.init(here.seed(scratch.name + "/init"))[0]
+    np.testing.assert_array_equal(scratch.start[0]["fc"]["kernel"], drawn["fc"]["kernel"])
+
+
+def test_a_pull_acts_on_what_was_transferred_and_its_anchor_is_the_same_again(begin):
+    here, pixels, data = begin(pull=0.5)
+    first, again = (stages.prepared(job_of(here, pixels, data))[0].anchor for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    strength = jax.tree_util.tree_flatten_with_path(first.strength)[0]
+    held = {jax.tree_util.keystr(path): float(value) for path, value in strength}
+    assert {name for name, value in held.items() if value == 0} == {"['fc']['bias']", "['fc']['kernel']"}
+    assert set(held.values()) == {0.0, 0.5}
+    assert stages.prepared(job_of(here, pixels, data, arm="scratch"))[0].anchor is None
+
+
+@pytest.mark.slow
+def test_labels_of_the_reported_fold_cannot_change_the_choice_and_those_of_the_inner_split_can(begin, monkeypatch):
+    monkeypatch.setitem(RECIPES, "untrained", Recipe(epochs=0))
+
+    def chosen(name, shuffled):
+        here, pixels, data = begin(name)
+        fold, examples = data.folds[0][0], data.target.examples
+        labels, rows = examples.label.copy(), getattr(fold, shuffled) if shuffled else fold.test[:0]
+        labels[rows] = np.roll(labels[rows], 3)
+        assert (labels[rows] != examples.label[rows]).any() == bool(shuffled)
+        mixed = dataclasses.replace(pixels.data, examples=dataclasses.replace(examples, label=labels))
+        made = Search(here, Pixels(mixed, here), None, ("untrained", "probe"))
+        made.choose(fold, "transfer", "seed_0/fold_0")
+        note = json.loads((here.workdir / "transfer/seed_0/fold_0/choice.json").read_text())
+        return made, fold, note
+
+    made, fold, honest = chosen("as_they_are", "")
+    assert honest["scores"].keys() == {"untrained", "probe"}
+    assert chosen("test", "test")[2] == honest
+    assert chosen("inner", "inner")[2]["scores"] != honest["scores"]
+    monkeypatch.setattr(stages, "fit", lambda job: pytest.fail(f"{job.name} is trained again"))
+    assert made.choose(fold, "transfer", "seed_0/fold_0") == honest["recipe"]
+
+
+def test_candidates_train_on_neither_the_inner_split_nor_the_reported_fold(begin, monkeypatch):
+    here, pixels, data = begin()
+    fold, seen = data.folds[0][0], []
+    monkeypatch.setattr(stages, "fit", lambda job: seen.append(job) or Trained(*job.start, 0))
+    Search(here, pixels, None, ("default", "long")).choose(fold, "transfer", "seed_0/fold_0")
+    assert [job.steps for job in seen] == [2, 6]
+    for job in seen:
+        np.testing.assert_array_equal(np.sort(np.concatenate([job.rows, fold.inner, fold.test])), np.arange(64))
+
+
+def test_a_run_that_goes_on_tries_the_recipes_that_it_began_with(begin):
+    here, pixels, data = begin(recipes=("default", "probe", "long"), budget_minutes=1.0)
+    plan = {"tried": ["default", "probe"], "left_out": ["long"], "images_per_second": 9.0, "budget_minutes": 1.0}
+    (here.workdir / "candidates").mkdir()
+    (here.workdir / "candidates/plan.json").write_text(json.dumps(plan))
+    assert search(here, pixels, data, None).names == ("default", "probe")
+
+
+def test_a_limit_cuts_the_training_rows_and_leaves_the_test_rows_as_they_are(begin):
+    (whole,), (few,) = begin("whole")[2].folds, begin("few", limit=3)[2].folds
+    label = begin("whole")[2].target.examples.label
+    for all_of, some in zip(whole, few, strict=True):
+        np.testing.assert_array_equal(some.test, all_of.test)
+        assert np.isin(some.train, all_of.train).all()
+        assert np.bincount(label[some.train]).tolist() == [3, 3, 3, 3]
+        assert np.isin(some.inner, some.train).all()
+
+
+def test_direct_is_an_arm_where_weights_make_a_detour_and_nowhere_else():
+    detour = change(ExperimentConfig(), source={"init_from": str(BUNDLE)})
+    assert detour.arms == ("transfer", "direct", "scratch", "probe", "shortcut")
+    assert "direct" not in ExperimentConfig().arms
+    assert "direct" not in config().arms  # transfer itself starts from init_from there
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path):
+    words = (
+        f"--config.source.init_from={BUNDLE}",
+        "--config.source.epochs=0.5",
+        "--config.target.arms=transfer,direct",
+        "--config.target.recipes=probe,pull",
+        "--config.target.budget_minutes=100",
+    )
+    status, out, err = launch(tmp_path / "whole", *words)
+    assert status == 0, err
+    assert "Recipes that the folds of transfer chose" in out
+    assert "Recipes that the folds of direct chose" in out
+    workdir = tmp_path / "killed"
+    process = start(ROOT / "launch.py", "--config=configs/cart.py:smoke", f"--workdir={workdir}", *words)
+    deadline = time.time() + 300
+    while not list(workdir.glob("candidates/transfer/seed_0/fold_1/pull/checkpoints/step_*")):
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    plan = (workdir / "candidates/plan.json").read_bytes()
+    assert json.loads(plan)["images_per_second"] > 0
+    assert launch(workdir, *words)[0] == 0
+    assert (workdir / "candidates/plan.json").read_bytes() == plan
+    names = ["predictions.csv", "label_review.csv", "direct/metrics.json", "bundle/SHA256SUMS"]
+    names += [str(path.relative_to(workdir)) for path in workdir.glob("**/choice.json")]
+    names += [str(path.relative_to(workdir)) for path in workdir.glob("**/score.json")]
+    assert len(names) == 4 + 5 + 8
+    for name in names:
+        assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert json.loads((workdir / "bundle/bundle.json").read_text())["provenance"]["recipe"] in ("probe", "pull")
+    assert not list(workdir.glob("candidates/**/checkpoints"))
+    assert [pair["second"] for pair in json.loads((workdir / "comparison.json").read_text())["pairs"]] == ["direct"]
