@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", type=Path, required=True, metavar="FILE.csv")
     predict.add_argument("--explain", type=Path, metavar="DIR", help="a new folder for pictures of what was looked at")
     predict.add_argument(
-        "--adapt", action="store_true", help="re-estimate BatchNorm's statistics on these images first (no labels used)"
+        "--adapt",
+        action="store_true",
+        help="bring images of another laboratory to the training images' scale and colours first (no labels used)",
+    )
+    predict.add_argument(
+        "--adapt-parts", metavar="A,B", default="", help="some of scale,colour,norm, for study; all without"
     )
 
     evaluate = command("evaluate", _evaluate, "Metrics with intervals, and a report, from predictions tables.")
@@ -73,9 +78,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from rcmnet_jax.evaluation.adapt import PARTS, parts_of
     from rcmnet_jax.evaluation.apply import predict
 
-    predict(arguments.bundle, arguments.data, arguments.output, adapt=arguments.adapt, explain=arguments.explain)
+    if arguments.adapt_parts and not arguments.adapt:
+        raise UserError("Command line: --adapt-parts is for use with --adapt. Add it.")
+    parts = parts_of(arguments.adapt_parts) if arguments.adapt_parts else PARTS
+    adapt = parts if arguments.adapt else ()
+    predict(arguments.bundle, arguments.data, arguments.output, adapt=adapt, explain=arguments.explain)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

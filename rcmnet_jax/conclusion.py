@@ -101,7 +101,7 @@ def _calibrated(here: Run, data: Data, table: Table) -> dict[str, Any]:
     """
     if (table.split == "test").all():
         made = bundles.load(here.workdir / "pretrain" / "bundle").calibration
-        return {key: value for key, value in made.items() if key != "ood"}
+        return {key: value for key, value in made.items() if key not in ("ood", "appearance")}
     rows = "validation images" if data.target is None else "out-of-fold images"
     return calibration.from_table(table, alpha=here.config.evaluation.error_rate, fitted_on=rows)
 

@@ -12,6 +12,7 @@ from rcmnet_jax import __version__
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import config_hash
+from rcmnet_jax.data import appearance
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.evaluation import novelty
 from rcmnet_jax.evaluation.metrics import compute, to_json
@@ -47,7 +48,10 @@ def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
     facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
     facts = facts if ratios is None else novelty.widened(facts, ratios)
     if is_main_process():
-        bundles.write(job.folder_of / "bundle", dataclasses.replace(made, calibration={"ood": facts} if facts else {}))
+        looks = appearance.describe(data.images(novelty.evenly(job.rows, appearance.MOST)))
+        known = {"ood": facts, "appearance": looks and looks.to_dict()}
+        made = dataclasses.replace(made, calibration={key: value for key, value in known.items() if value})
+        bundles.write(job.folder_of / "bundle", made)
     barrier(f"{job.name}/bundle")
 
 

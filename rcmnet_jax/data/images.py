@@ -26,7 +26,7 @@ FORMATS = (
 )
 MAX_PIXELS = 64_000_000  # decoded at once, 192 MB: a whole field of view fits, a decompression bomb does not
 MAX_BYTES = 1 << 30  # of one file
-_RESAMPLE = {
+RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -180,7 +180,7 @@ def standardise(image: npt.NDArray[np.uint8], rule: ImageRule) -> Pixels:
     if image.shape[:2] == (rule.size, rule.size):
         return np.ascontiguousarray(image)
     made = Image.fromarray(np.ascontiguousarray(image))
-    return np.array(made.resize((rule.size, rule.size), _RESAMPLE[rule.resample]), np.uint8)
+    return np.array(made.resize((rule.size, rule.size), RESAMPLE[rule.resample]), np.uint8)
 
 
 def _centre(image: Pixels, height: int, width: int) -> Pixels:

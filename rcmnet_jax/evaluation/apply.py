@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
+import numpy.typing as npt
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import canary, intake, runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
+from rcmnet_jax.data.forms.base import UnreadableError
+from rcmnet_jax.data.images import ImageError, Pixels, decode
 from rcmnet_jax.data.prepare import PreparedSet, prepare
+from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import adapt as adapting
 from rcmnet_jax.evaluation.overlay import PAGE, check_folder, write_overlays
-from rcmnet_jax.evaluation.predict import reestimate
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
+from rcmnet_jax.files import write_atomic
 from rcmnet_jax.training.sharding import Placement
 
 
-def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False, explain: Path | None = None) -> Table:
+def predict(folder: Path, spec: str, output: Path, *, adapt: Sequence[str] = (), explain: Path | None = None) -> Table:
     """Applies the bundle at `folder` to the images that `spec` names, and writes the table to `output`.
 
     Args:
-      adapt: re-estimate BatchNorm's statistics on these images first, for another stain or camera; uses no labels.
+      adapt: parts of `adapt.PARTS` by which these images and the bundle are first brought together, for another
+        laboratory's stain, camera and scale; uses no labels. What was found goes to FILE.adapt.json.
       explain: a new folder for a picture of each image, with what the network looked at.
 
     Raises:
@@ -41,7 +49,7 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False, expla
     placement = Placement.everywhere()
     canary.check()
     if adapt:
-        bundle = _adapted(bundle, data, placement)
+        bundle, data = _adapted(bundle, data, placement, adapt, output.with_suffix(".adapt.json"), console)
     table = table_of(bundle, data, placement)
     write_table(table, output)
     console.say(f"{len(table)} predictions: {output}")
@@ -52,13 +60,43 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: bool = False, expla
     return table
 
 
-def _adapted(bundle: Bundle, data: PreparedSet, placement: Placement) -> Bundle:
-    if not bundle.batch_stats:
-        raise UserError("--adapt: this bundle's model has no BatchNorm statistics. Leave the flag out.")
-    stats = reestimate(bundle.network, bundle.params, bundle.batch_stats, data.images(), placement)
-    # What is strange was learnt with the old statistics: the flag would now hide just what made adapting worth a try.
-    known = {key: value for key, value in bundle.calibration.items() if key != "ood"}
-    return dataclasses.replace(bundle, batch_stats=jax.device_get(stats), calibration=known)
+@dataclass(frozen=True)
+class _InMemory(PreparedSet):
+    """A prepared set whose images are shown otherwise than they lie on disk."""
+
+    shown: Pixels  # (N, S, S, 3)
+
+    def images(self, rows: npt.ArrayLike | None = None) -> Pixels:
+        return self.shown if rows is None else self.shown[np.asarray(rows, np.int64)]
+
+
+def _adapted(
+    bundle: Bundle, data: PreparedSet, placement: Placement, parts: Sequence[str], beside: Path, console: Console
+) -> tuple[Bundle, PreparedSet]:
+    """The bundle and the images, adapted to one another; says what was found, and writes it to `beside`."""
+    source = open_source(data.spec, labelled=False)
+    items = {item.path: item for item in source.items}
+    paths = data.examples.path.tolist()
+
+    def read(row: int) -> Pixels:
+        try:
+            return decode(source.read(items[paths[row]]))
+        except (KeyError, UnreadableError, ImageError) as error:
+            raise UserError(f"{data.spec}: {paths[row]} has changed while it was read. Run again.") from error
+
+    made = adapting.adapt(bundle, read, len(paths), placement, parts)
+    facts, sentences = dict(made.facts), list(made.sentences)
+    flags = table_of(bundle, data, placement).ood
+    if (flags >= 0).all():
+        facts["strange_before"] = float(flags.mean())
+        sentences.append(
+            f"Before adapting, {flags.mean():.0%} of the images are unlike the training images (column ood)."
+        )
+    for sentence in sentences:
+        console.say(f"  {sentence}")
+    write_atomic(beside, json.dumps(facts, indent=2) + "\n")
+    whole = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    return made.bundle, _InMemory(**whole, shown=made.images)
 
 
 def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 4096) -> Table:

@@ -1,0 +1,164 @@
+"""Brings a set of another laboratory to what a network knows, without labels: scale and place, colours, BatchNorm.
+
+Everything is decided for the set as a whole, from what its images have in common. docs/shift.md has what it does to
+accuracy, and where it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from rcmnet_jax.bundle import Bundle
+from rcmnet_jax.data import appearance, framing
+from rcmnet_jax.data.appearance import Appearance
+from rcmnet_jax.data.cellfinder import Cell, find
+from rcmnet_jax.data.framing import Framing
+from rcmnet_jax.data.images import ImageRule, Pixels, standardise
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.predict import reestimate
+from rcmnet_jax.training.sharding import Placement
+
+T = TypeVar("T")
+Read = Callable[[int], Pixels]  # the original image of a row, (H, W, 3) uint8
+
+PARTS = ("scale", "colour", "norm")
+PRIOR = 16  # images that the source's BatchNorm statistics count for (Schneider et al. 2020)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Images as the network is to see them, (N, S, S, 3) uint8, the bundle for them, and what was found."""
+
+    images: Pixels
+    bundle: Bundle
+    facts: Mapping[str, Any]  # plain values, ready for JSON
+    sentences: Sequence[str]
+
+
+def parts_of(text: str) -> tuple[str, ...]:
+    """The parts that a list like "scale,norm" names, in the order of PARTS.
+
+    Raises:
+      UserError: no part, or one that does not exist.
+    """
+    words = {word.strip() for word in text.split(",") if word.strip()}
+    if not words or words - set(PARTS):
+        raise UserError(f"--adapt-parts={text}: give one or more of {','.join(PARTS)}, with commas between.")
+    return tuple(part for part in PARTS if part in words)
+
+
+def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: Sequence[str] = PARTS) -> Adapted:
+    """Adapts a bundle and `count` images to one another; the same images in the same order give the same result.
+
+    Raises:
+      UserError: a bundle that has nothing to adapt by.
+    """
+    source = _source(bundle)
+    if source is None and not ("norm" in parts and bundle.batch_stats):
+        raise UserError(
+            "--adapt: this bundle neither says how its training images look nor has BatchNorm statistics of which "
+            "these parts could make use. Leave the flag out, or name other parts."
+        )
+    facts: dict[str, Any] = {"images": count, "parts": list(parts)}
+    sentences: list[str] = []
+    if source is None:
+        sentences.append("The bundle does not say how its training images look: scale and colours stay as they are.")
+    if source is not None and "scale" in parts:
+        images, taken = _framed(bundle.rule, source, read, count)
+        facts["scale"], sentence = _told(taken, source)
+        sentences.append(sentence)
+    else:
+        images = np.stack(_each(lambda i: standardise(read(i), bundle.rule), count))
+    if source is not None and "colour" in parts:
+        found = appearance.describe(images)
+        if found is None:
+            sentences.append("No cell was found: the colours stay as they are.")
+        else:
+            change = appearance.colours(source, found)
+            images = change(images)
+            facts["colour"] = {"found": found.to_dict(), "source": source.to_dict(), "matrix": change.matrix.tolist()}
+            sentences.append(_colour_sentence(source, found))
+    if "norm" in parts and bundle.batch_stats:
+        bundle, share = _renormed(bundle, images, placement)
+        facts["norm"] = {"share": share}
+        sentences.append(f"BatchNorm's statistics are these images' by {share:.0%}, the training images' for the rest.")
+    known = {key: value for key, value in bundle.calibration.items() if key != "ood"}
+    return Adapted(images, dataclasses.replace(bundle, calibration=known), facts, sentences)
+
+
+def _source(bundle: Bundle) -> Appearance | None:
+    facts = bundle.calibration.get("appearance")
+    try:
+        return None if facts is None else Appearance.from_dict(facts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"calibration.json: appearance cannot be used ({error}). Take a sound copy.") from error
+
+
+def _each(work: Callable[[int], T], count: int) -> list[T]:
+    """The work's results in order, from one thread a core: decoding and resizing let go of Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tuple[Pixels, Framing]:
+    """The images as a framing shows them."""
+
+    def look(i: int) -> tuple[Cell, tuple[int, int]]:
+        image = read(i)
+        return find(image), (image.shape[0], image.shape[1])
+
+    looked = _each(look, count)
+    cells, sizes = [cell for cell, _ in looked], np.array([size for _, size in looked])
+
+    def show(taken: Framing) -> Pixels:
+        return np.stack(_each(lambda i: framing.shown(read(i), cells[i], float(taken.sides[i]), taken, rule), count))
+
+    taken = framing.plan(source, cells, sizes, rule)
+    images = show(taken)
+    again = appearance.describe(images) if taken.ratio != 1 else None
+    if again is not None:
+        # Measured once more as the source's cells were: in squares of the same size and sharpness.
+        rest = math.log(again.diameter / source.diameter)
+        if framing.TOLERANCE / 2 < abs(rest) < math.log(2):
+            taken = framing.plan(source, cells, sizes, rule, finer=math.exp(rest))
+            images = show(taken)
+    return images, taken
+
+
+def _told(taken: Framing, source: Appearance) -> tuple[dict[str, Any], str]:
+    facts = {"ratio": taken.ratio, "ruler": taken.ruler, "centred": taken.centred, "source_nucleus": source.diameter}
+    if not taken.moves:
+        return facts, "Cells are about as large and as central in their images as in training: all are shown whole."
+    size = f"Cells are {taken.ratio:.2f} times as large in their images as in training"
+    place = "shown at the size known, each in the middle" if taken.centred else "shown at the size known"
+    return facts, f"{size}: {place}."
+
+
+def _colour_sentence(source: Appearance, found: Appearance) -> str:
+    def rgb(colour: Sequence[float]) -> str:
+        return " ".join(f"{x:.0f}" for x in colour)
+
+    factors = np.array(source.nucleus) / np.array(found.nucleus)
+    return (
+        f"The empty field is RGB {rgb(found.background)}, in training {rgb(source.background)}; nuclei take "
+        f"{' '.join(f'{x:.2f}' for x in factors)} times their optical density in red, green and blue."
+    )
+
+
+def _renormed(bundle: Bundle, images: Pixels, placement: Placement) -> tuple[Bundle, float]:
+    """The bundle with BatchNorm's statistics of these images mixed with its own, and the share of the new."""
+    fresh = jax.device_get(reestimate(bundle.network, bundle.params, bundle.batch_stats, images, placement))
+    share = len(images) / (len(images) + PRIOR)
+    mixed = jax.tree.map(
+        lambda new, old: np.float32(share) * new + np.float32(1 - share) * old, fresh, bundle.batch_stats
+    )
+    return dataclasses.replace(bundle, batch_stats=mixed), share

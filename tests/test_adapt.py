@@ -1,0 +1,104 @@
+"""`predict --adapt`: another laboratory's images reach the network as its own would, and what was done is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax.data.appearance import describe
+from rcmnet_jax.data.images import standardise
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.adapt import adapt, parts_of
+from rcmnet_jax.evaluation.apply import predict
+from rcmnet_jax.training.sharding import Placement
+from tests.test_appearance import smear
+
+BUNDLE = sorted((Path(__file__).parent / "bundles").glob("format_*"))[-1] / "bundle"
+SIZES = np.linspace(20, 28, 24)
+OURS = [smear(diameter=d) for d in SIZES]
+THEIRS = [smear((190, 170), 3 * d, 384, tint=(0.8, 0.95, 0.7), gamma=1.4) for d in SIZES]
+
+
+def shown(images, rule):
+    return np.stack([standardise(image, rule) for image in images])
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    """A bundle whose training images were OURS."""
+    made = bundles.load(BUNDLE)
+    known = {**made.calibration, "appearance": describe(shown(OURS, made.rule)).to_dict()}
+    return dataclasses.replace(made, calibration=known)
+
+
+def adapted(bundle, images, *parts):
+    return adapt(bundle, lambda i: images[i], len(images), Placement.everywhere(), parts)
+
+
+def test_another_laboratorys_images_become_like_the_training_images(bundle):
+    near, far = (np.abs(x.astype(int) - shown(OURS, bundle.rule)).mean() for x in (
+        adapted(bundle, THEIRS, "scale", "colour").images, shown(THEIRS, bundle.rule)))  # fmt: skip
+    assert near < 0.25 * far
+
+
+def test_images_like_the_training_images_stay_as_they_are(bundle):
+    made = adapted(bundle, OURS, "scale")
+    np.testing.assert_array_equal(made.images, shown(OURS, bundle.rule))
+    assert made.facts["scale"]["ratio"] == 1
+    changed = adapted(bundle, OURS, "scale", "colour").images.astype(int) - made.images
+    assert np.abs(changed).max() <= 2
+
+
+@pytest.mark.slow
+def test_the_same_images_are_adapted_to_the_same_bits(bundle):
+    one, two = (adapted(bundle, THEIRS, "scale", "colour", "norm") for _ in range(2))
+    np.testing.assert_array_equal(one.images, two.images)
+    jax.tree.map(np.testing.assert_array_equal, one.bundle.batch_stats, two.bundle.batch_stats)
+    assert one.facts == two.facts
+
+
+@pytest.mark.slow
+def test_batch_norm_moves_the_less_the_fewer_images_there_are(bundle):
+    def moved(count):
+        made = adapted(bundle, THEIRS[:count], "norm")
+        gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).sum()), made.bundle.batch_stats, bundle.batch_stats)
+        return made.facts["norm"]["share"], sum(jax.tree.leaves(gaps))
+
+    (few, little), (many, more) = moved(1), moved(len(THEIRS))
+    assert few < 0.1 < 0.5 < many
+    assert 0 < little < more
+
+
+def test_predict_writes_what_it_found_beside_the_table(bundle, tmp_path, capsys):
+    bundles.write(tmp_path / "bundle", bundle)
+    (tmp_path / "cells").mkdir()
+    for i, image in enumerate(THEIRS):
+        Image.fromarray(image).save(tmp_path / f"cells/{i:02}.png")
+    table = predict(tmp_path / "bundle", str(tmp_path / "cells"), tmp_path / "p.csv", adapt=("scale", "colour"))
+    facts = json.loads((tmp_path / "p.adapt.json").read_text())
+    assert facts["images"] == len(table) == len(THEIRS)
+    assert facts["scale"]["ratio"] == pytest.approx(72 / 384 / 0.25, rel=0.1)
+    assert "times as large in their images as in training" in capsys.readouterr().out
+    assert set(table.ood.tolist()) == {-1}
+
+
+def test_a_bundle_that_knows_nothing_of_its_images_is_adapted_by_batch_norm_alone(bundle):
+    bare = dataclasses.replace(bundle, calibration={})
+    made = adapted(bare, THEIRS[:8], "scale", "colour", "norm")
+    np.testing.assert_array_equal(made.images, shown(THEIRS[:8], bundle.rule))
+    assert "does not say how its training images look" in made.sentences[0]
+    with pytest.raises(UserError, match="neither says how its training images look nor"):
+        adapted(bare, THEIRS[:8], "scale")
+
+
+def test_parts_are_named_or_refused():
+    assert parts_of("norm, scale") == ("scale", "norm")
+    with pytest.raises(UserError, match="--adapt-parts=stain: give one or more of scale,colour,norm"):
+        parts_of("stain")
