@@ -48,6 +48,9 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.cbam_kernel": (lambda v: v >= 1 and v % 2 == 1, "odd"),
     "model.cbam_reduction": (lambda v: v >= 1, "at least 1"),
     "image.crop": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "source.start_size": (lambda v: v == 0 or v >= 32, "0 (full size throughout) or at least 32 pixels"),
+    "source.grow": (lambda v: 0 < v < 1, "in (0, 1)"),
+    "source.soft_weight": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "source.val_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "target.inner_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "target.layer_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
@@ -102,6 +105,11 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
     if not config.has_source and not config.source.init_from:
         raise UserError("config.source.init_from='': source.data=none needs weights to start from. Give a path here.")
+    if config.source.start_size >= config.source_size:
+        raise UserError(
+            f"config.source.start_size={config.source.start_size}: must be below the images' size of "
+            f"{config.source_size} pixels. Make it smaller, or 0 for full size throughout."
+        )
     if config.source.init_from == published.WORD:
         published.file_of(config.model)
 

@@ -95,6 +95,12 @@ class SourceConfig:
     image_size: int = 0  # pixels; 0: as image_size at the top
     init_from: str = ""  # bundle, .safetensors or .pth to start from; imagenet: torchvision's own; empty: random
     val_fraction: float = 0.15  # of the images, where no split is given
+    start_size: int = (
+        0  # pixels: images are shrunk to this for the first steps, which cost less; 0: full size throughout
+    )
+    grow: float = 0.5  # share of the steps at start_size
+    soft_labels: tuple[str, ...] = ()  # predictions tables of the training images, by networks that had not seen them
+    soft_weight: float = 0.5  # share of the target that their probabilities have; the rest is the smoothed label
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import ExperimentConfig, OptimizerConfig, SourceConfig, TargetConfig
-from rcmnet_jax.data.loader import Loader, ResidentLoader, StreamLoader
+from rcmnet_jax.data.loader import GrowingLoader, Loader, ResidentLoader, StreamLoader
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.predict import forward, reestimate
@@ -66,17 +66,17 @@ class Pixels:
         images: jax.Array = self.run.placement.put_copies(self.data.images())
         return images
 
-    def loader(self, rows: np.ndarray, seed: int, sampling: str = "uniform") -> Loader:
-        """The stream of batches over some rows, sampled as `data.loader.make_order` says."""
+    def loader(self, rows: np.ndarray, seed: int, sampling: str = "uniform", soft: np.ndarray | None = None) -> Loader:
+        """The stream of batches over some rows, sampled as `data.loader.make_order` says; `soft` as loaders take it."""
         config, labels = self.run.config, np.maximum(self.data.examples.label, 0)
         if self.streamed:
             return StreamLoader(
                 self.data.reader(), labels, rows, batch_size=config.batch_size, seed=seed,
-                placing=self.run.placement, workers=config.loader.workers, sampling=sampling,
+                placing=self.run.placement, workers=config.loader.workers, sampling=sampling, soft=soft,
             )  # fmt: skip
         return ResidentLoader(
             self.resident, labels, rows, batch_size=config.batch_size, seed=seed, placing=self.run.placement,
-            sampling=sampling,
+            sampling=sampling, soft=soft,
         )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ class Job:
     steps: int  # 0: the start is the result
     head_steps: int = 0
     transferred: frozenset[Path] = frozenset()  # leaves of the start that come from elsewhere, for `pull`
+    soft: np.ndarray | None = None  # float32 (N, K) over all rows of `pixels`: what of a target is not its label's
     chosen: str = ""  # name of the recipe, where recipes are tried
     watch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose accuracy is noted each epoch
     choose: bool = False  # take the epoch that is best on `watch`, not the last
@@ -175,7 +176,10 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
     state = placement.put_copies(states.create(*job.start, make_optimizer(job.network, compiled)))
     sampling = job.stage.sampling if isinstance(job.stage, TargetConfig) else "uniform"
     step = make_train_step(job.network, compiled, placement)
-    return stage, state, step, job.pixels.loader(job.rows, stage.seed, sampling)
+    loader = job.pixels.loader(job.rows, stage.seed, sampling, job.soft)
+    if isinstance(job.stage, SourceConfig) and job.stage.start_size:
+        loader = GrowingLoader(loader, job.stage.start_size, until=round(job.stage.grow * job.steps))
+    return stage, state, step, loader
 
 
 def _anchor(job: Job) -> optimizers.Anchor | None:
