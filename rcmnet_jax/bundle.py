@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rcmnet_jax.config import ModelConfig, from_dict, to_dict
+from rcmnet_jax.config import VIEWS, ModelConfig, from_dict, to_dict
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
@@ -39,6 +40,7 @@ class Bundle:
     batch_stats: Tree
     provenance: Mapping[str, Any]
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    views: str = "one"  # of each image, as `evaluation.predict.respond` takes them
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
         """Logits (N, K) float32 of prepared images, uint8 (N, S, S, 3)."""
@@ -49,7 +51,14 @@ class Bundle:
         """Logits and pooled features of prepared images, uint8 (N, S, S, 3)."""
         from rcmnet_jax.evaluation.predict import respond
 
-        return respond(self.network, self.params, self.batch_stats, images, placement)
+        if placement not in self._placed:
+            self._placed[placement] = placement.put_copies((self.params, self.batch_stats))
+        return respond(self.network, *self._placed[placement], images, placement, self.views)
+
+    @functools.cached_property
+    def _placed(self) -> dict[Placement, tuple[Tree, Tree]]:
+        """The weights on devices: copied once, not for every batch of images."""
+        return {}
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
         """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
@@ -78,6 +87,7 @@ def write(folder: Path, bundle: Bundle, card: str = "") -> None:
         "preprocessing": {
             **dataclasses.asdict(bundle.rule),
             "input": "RGB uint8; scaling and normalisation are inside",
+            "views": bundle.views,
         },
         "provenance": dict(bundle.provenance),
         "notice": DISCLAIMER,
@@ -138,6 +148,9 @@ def load(folder: Path) -> Bundle:
         model = from_dict(architecture["model"], ModelConfig, "bundle.json: architecture.model")
         if not (2 <= len(classes) <= 10_000 and isinstance(rule.size, int) and 32 <= rule.size <= _LARGEST_SIDE):
             raise ValueError(f"{len(classes)} classes at {rule.size} px")
+        views = facts["preprocessing"].get("views", "one")  # bundles from before there was a choice say nothing
+        if views not in VIEWS:
+            raise ValueError(f"preprocessing.views is {views!r}, not one of {', '.join(VIEWS)}")
         network = Network(model, classes=len(classes), image_size=rule.size, imported=bool(architecture["imported"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -145,7 +158,7 @@ def load(folder: Path) -> Bundle:
         ) from error
     params, batch_stats = _read_weights(folder / "model.safetensors", network)
     calibration = _read_json(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
-    return Bundle(network, classes, rule, params, batch_stats, facts.get("provenance", {}), calibration)
+    return Bundle(network, classes, rule, params, batch_stats, facts.get("provenance", {}), calibration, views)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,10 +26,11 @@ _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def write_atomic(path: Path | str, content: bytes | str) -> None:
+def write_atomic(path: Path | str, content: bytes | str, *, durable: bool = True) -> None:
     """Writes the whole file or leaves the old one as it was, whatever happens; text as UTF-8, line ends as given.
 
-    The bytes are on the disk when it returns. Makes the folders above the file.
+    The bytes are on the disk when it returns, unless `durable` is off: for what can be made again and is checked when
+    read, since each wait for the disk takes milliseconds. Makes the folders above the file.
 
     Raises:
       OSError: for instance no space left; the old file stands and no temporary file stays.
@@ -41,13 +42,15 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     try:
         with temporary.open("wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                f.flush()
+                os.fsync(f.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_path(path.parent)
+    if durable:
+        fsync_path(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,19 +78,23 @@ def fsync_tree(folder: Path) -> None:
     fsync_path(folder)
 
 
-def commit_folder(temporary: Path, final: Path) -> None:
-    """Makes `temporary`, a finished folder beside `final`, appear as `final` in one step that survives a power cut.
+def commit_folder(temporary: Path, final: Path, *, durable: bool = True) -> None:
+    """Makes `temporary`, a finished folder beside `final`, appear as `final` in one step.
+
+    The step survives a power cut, unless `durable` is off (as for `write_atomic`).
 
     Where `final` exists, it is set aside first as `.old-NAME` and deleted after; `recover_folders` puts it back if
     the process dies between the two renames.
     """
-    fsync_tree(temporary)
+    if durable:
+        fsync_tree(temporary)
     old = final.with_name(f".old-{final.name}")
     if final.exists():
         remove(old)
         final.rename(old)
     temporary.rename(final)
-    fsync_path(final.parent)
+    if durable:
+        fsync_path(final.parent)
     remove(old)
 
 
@@ -150,10 +157,10 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_sums(folder: Path) -> None:
+def write_sums(folder: Path, *, durable: bool = True) -> None:
     """Writes `folder`/SHA256SUMS over every other file below it, in the form that `sha256sum -c` reads."""
     lines = [f"{sha256_file(folder / name)}  {name}\n" for name in sorted(_files(folder) - {SUMS})]
-    write_atomic(folder / SUMS, "".join(lines))
+    write_atomic(folder / SUMS, "".join(lines), durable=durable)
 
 
 def verify_sums(folder: Path, *, extra: bool = True) -> list[str]:

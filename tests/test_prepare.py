@@ -157,6 +157,16 @@ def test_the_fingerprint_hangs_on_content_rule_labels_groups_and_splits_alone(da
 
 
 @pytest.mark.usefixtures("later")
+def test_a_set_for_one_look_is_the_same_and_leaves_no_trace(data, cache):
+    (data / "a" / "broken.png").write_bytes(b"no image")
+    held = prepare(str(data), RULE, cache=cache, keep=False)
+    assert not cache.exists()
+    kept = prepare(str(data), RULE, cache=cache)
+    np.testing.assert_array_equal(held.images([3, 1]), kept.images([3, 1]))
+    np.testing.assert_array_equal(held.examples.signals, kept.examples.signals)
+    assert (held.fingerprint, held.skipped, len(held.skipped)) == (kept.fingerprint, kept.skipped, 1)
+
+
 def test_labels_are_those_that_data_has_now(data, cache):
     def write(label):
         rows = "".join(f"{k}/{i}.png,{label if k == 'a' else 'b'},d{i % 2}\n" for k in "ab" for i in range(30))

@@ -111,24 +111,34 @@ def build(source: Source, rule: ImageRule, parent: Path, progress: Progress | No
       UserError: not one image could be read.
       OSError: for instance no space left; nothing stays behind.
     """
-    from threadpoolctl import threadpool_limits
-
     _need_space(parent, len(source.items) * rule.size**2 * 3)
     temporary = parent / f".tmp-{os.getpid()}"
     files.remove(temporary)
     temporary.mkdir()
     try:
-        with threadpool_limits(1, user_api="blas"):
-            # The cores are taken already: BLAS's own threads would wait for one another, 50 times slower when drawing.
-            made = _write_records(source, rule, temporary / RECORDS, progress)
+        made = _write_records(source, rule, temporary / RECORDS, progress)
         key = _key(source.items, made, rule)
         _write_index(source, rule, made, temporary)
-        files.write_sums(temporary)
+        # A set that a power cut leaves torn does not match its checksums, and is prepared again.
+        files.write_sums(temporary, durable=False)
         if open_index(parent / key) is None:
-            files.commit_folder(temporary, parent / key)
+            files.commit_folder(temporary, parent / key, durable=False)
         return key
     finally:
         files.remove(temporary)
+
+
+def read_all(source: Source, rule: ImageRule) -> tuple[Index, Pixels]:
+    """What `build` would write, in memory: the index and the pixels (N, S, S, 3) of all images that can be read.
+
+    Raises:
+      UserError: not one image could be read.
+    """
+    with contextlib.closing(_in_threads(source, rule)) as batches:
+        made = [one for batch in batches for one in batch]
+    _refuse_none(source, made)
+    pixels = np.frombuffer(b"".join(one.image for one in made), np.uint8)
+    return _index(source, made), pixels.reshape(-1, rule.size, rule.size, 3)
 
 
 def _need_space(parent: Path, needed: int) -> None:
@@ -157,14 +167,18 @@ def _write_records(source: Source, rule: ImageRule, path: Path, progress: Progre
                     made.append(one._replace(image=b""))
                 if progress is not None:
                     progress(len(made), total)
-        if all(one.reason for one in made):
-            first = f"{source.items[0].path}: {made[0].reason}"
-            raise UserError(f"{source.spec}: not one of {total} images could be read ({first}). Check the files.")
+        _refuse_none(source, made)
     except BaseException:
         _close_quietly(writer)
         raise
     writer.close()
     return made
+
+
+def _refuse_none(source: Source, made: Sequence[_Made]) -> None:
+    if all(one.reason for one in made):
+        first = f"{source.items[0].path}: {made[0].reason}"
+        raise UserError(f"{source.spec}: not one of {len(made)} images could be read ({first}). Check the files.")
 
 
 def _close_quietly(writer: Any) -> None:
@@ -180,10 +194,16 @@ def _in_threads(source: Source, rule: ImageRule) -> Generator[list[_Made], None,
 
     Threads are enough: reading, decoding, resizing and hashing all let go of Python's lock.
     """
+    if len(source.items) == 1:
+        yield _make_all(source, source.items, rule)  # threads would take longer to start than an image to read
+        return
+    from threadpoolctl import threadpool_limits
+
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     step = max(1, min(32, _TASK_BYTES // (rule.size**2 * 3)))
     waiting: deque[Future[list[_Made]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    # The cores are taken already: BLAS's own threads would wait for one another, 50 times slower when drawing.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         try:
             for start in range(0, len(source.items), step):
                 waiting.append(pool.submit(_make_all, source, source.items[start : start + step], rule))
@@ -222,18 +242,24 @@ def _key(items: Sequence[Item], made: Sequence[_Made], rule: ImageRule) -> str:
     return digest.hexdigest()[:32]
 
 
-def _write_index(source: Source, rule: ImageRule, made: list[_Made], folder: Path) -> None:
-    good = [(item.path, one) for item, one in zip(source.items, made, strict=True) if not one.reason]
-    bad = [(item.path, one.reason) for item, one in zip(source.items, made, strict=True) if one.reason]
-    np.savez(
-        folder / INDEX,
+def _index(source: Source, made: Sequence[_Made]) -> Index:
+    pairs = list(zip(source.items, made, strict=True))
+    good = [(item.path, one) for item, one in pairs if not one.reason]
+    return Index(
         path=np.array([path for path, _ in good], np.str_),
         sha256=np.array([one.sha256 for _, one in good], np.str_),
         pixels=np.array([one.pixels for _, one in good], np.str_),
         signals=np.stack([one.signals for _, one in good if one.signals is not None]),
+        skipped=tuple(Skipped(item.path, one.reason) for item, one in pairs if one.reason),
     )
-    facts = {"format": FORMAT, "rule": rule.to_dict(), "rows": len(good), "skipped": bad, "signals": SIGNALS}
-    files.write_atomic(folder / FACTS, json.dumps(facts, indent=1))
+
+
+def _write_index(source: Source, rule: ImageRule, made: list[_Made], folder: Path) -> None:
+    index = _index(source, made)
+    np.savez(folder / INDEX, path=index.path, sha256=index.sha256, pixels=index.pixels, signals=index.signals)
+    bad = [(skipped.path, skipped.reason) for skipped in index.skipped]
+    facts = {"format": FORMAT, "rule": rule.to_dict(), "rows": len(index.path), "skipped": bad, "signals": SIGNALS}
+    files.write_atomic(folder / FACTS, json.dumps(facts, indent=1), durable=False)
 
 
 def open_index(folder: Path) -> Index | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -19,13 +20,14 @@ import numpy.typing as npt
 
 from rcmnet_jax import files
 from rcmnet_jax.data.forms.base import Item, Skipped, Source
-from rcmnet_jax.data.images import SIGNALS, ImageRule
-from rcmnet_jax.data.pixels import FORMAT, RECORDS, Index, PixelReader, Progress, build, open_index
+from rcmnet_jax.data.images import SIGNALS, ImageRule, Pixels
+from rcmnet_jax.data.pixels import FORMAT, RECORDS, Index, PixelReader, Progress, build, open_index, read_all
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.runtime import cache_root
 
 _CHUNK = 256  # images read at once
+_HELD_BYTES = 128 << 20  # of pixels, above which a set is kept on disk in any case
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class PreparedSet:
         return PixelReader(self.folder / RECORDS, len(self.examples.path), self.rule.size)
 
 
+@dataclass(frozen=True)
+class HeldSet(PreparedSet):
+    """A set whose images are in memory alone; `folder` is not there."""
+
+    held: Pixels  # (N, S, S, 3)
+
+    def images(self, rows: npt.ArrayLike | None = None) -> Pixels:
+        return self.held if rows is None else self.held[np.asarray(rows, np.int64)]
+
+
 def cache_folder(configured: str = "") -> Path:
     """Where prepared sets live: as configured, else `runtime.cache_root()`."""
     return Path(configured).expanduser().absolute() if configured else cache_root()
@@ -87,6 +99,7 @@ def prepare(
     splits: str = "",
     clashes: bool = False,
     progress: Progress | None = None,
+    keep: bool = True,
 ) -> PreparedSet:
     """Opens the prepared set of `spec` under `rule`, making it first where it is missing, stale or damaged.
 
@@ -98,12 +111,17 @@ def prepare(
       splits: the user's CSV `path,split[,group]`.
       clashes: whether classes that differ only by case, space or Unicode spelling are kept, not refused.
       progress: called with (done, total) while it is made; may raise, which leaves nothing half-made.
+      keep: whether a set that is missing is written to the cache; without, a small one is read into memory alone,
+        which is quicker for one look at it.
 
     Raises:
       UserError: DATA that cannot be used, or a cache folder that cannot be written.
     """
     source = open_source(spec, labelled=labelled, splits=splits, clashes=clashes)
     parent = (cache or cache_folder()) / "sets"
+    small = len(source.items) * rule.size**2 * 3 <= _HELD_BYTES
+    if not keep and small and _found(source, rule, parent, source.stamp()) is None:
+        return _held(source, rule)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder, index = _found(source, rule, parent, source.stamp()) or _made(source, rule, parent, progress)
@@ -114,6 +132,21 @@ def prepare(
             f"{error.filename or parent}: cannot be used as cache ({error.strerror}). Set loader.cache or RCMNET_CACHE."
         ) from error
     return _joined(source, rule, folder, index)
+
+
+def _held(source: Source, rule: ImageRule) -> HeldSet:
+    with _quiet():
+        index, pixels = read_all(source, rule)
+    joined = _joined(source, rule, Path(), index)
+    return HeldSet(**{f.name: getattr(joined, f.name) for f in dataclasses.fields(joined)}, held=pixels)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of oddities that are decided here: an image is read, or left out with a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _found(source: Source, rule: ImageRule, parent: Path, stamp: str | None) -> tuple[Path, Index] | None:
@@ -140,9 +173,7 @@ def _note(source: Source, rule: ImageRule, parent: Path, stamp: str | None) -> P
 
 
 def _made(source: Source, rule: ImageRule, parent: Path, progress: Progress | None) -> tuple[Path, Index]:
-    with _locked(parent, progress, len(source.items)) as alone, warnings.catch_warnings():
-        # Pillow warns of oddities that are decided here: an image is read, or left out with a reason.
-        warnings.simplefilter("ignore")
+    with _locked(parent, progress, len(source.items)) as alone, _quiet():
         if alone:
             files.recover_folders(parent)
             files.recover_folders(parent / "notes")
@@ -153,7 +184,7 @@ def _made(source: Source, rule: ImageRule, parent: Path, progress: Progress | No
         folder = parent / build(source, rule, parent, progress)
         note = _note(source, rule, parent, stamp)
         if note is not None and source.stamp() == stamp:
-            files.write_atomic(note, folder.name)
+            files.write_atomic(note, folder.name, durable=False)
         index = open_index(folder)
     if index is None:
         raise UserError(

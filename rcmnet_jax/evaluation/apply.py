@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import canary, intake, runtime
@@ -17,7 +15,7 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.forms.base import UnreadableError
 from rcmnet_jax.data.images import ImageError, Pixels, decode
-from rcmnet_jax.data.prepare import PreparedSet, prepare
+from rcmnet_jax.data.prepare import HeldSet, PreparedSet, prepare
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import adapt as adapting
@@ -44,7 +42,7 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: Sequence[str] = (),
         check_folder(explain)
     runtime.enable_compilation_cache()
     bundle, console = bundles.load(folder), Console()
-    data = prepare(spec, bundle.rule, labelled=False)
+    data = prepare(spec, bundle.rule, labelled=False, keep=False)
     intake.report_skipped("predict", data, console)
     placement = Placement.everywhere()
     canary.check()
@@ -58,16 +56,6 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: Sequence[str] = (),
         console.say(f"What the network looked at: {explain / PAGE}")
     console.say(bundles.DISCLAIMER)
     return table
-
-
-@dataclass(frozen=True)
-class _InMemory(PreparedSet):
-    """A prepared set whose images are shown otherwise than they lie on disk."""
-
-    shown: Pixels  # (N, S, S, 3)
-
-    def images(self, rows: npt.ArrayLike | None = None) -> Pixels:
-        return self.shown if rows is None else self.shown[np.asarray(rows, np.int64)]
 
 
 def _adapted(
@@ -95,8 +83,8 @@ def _adapted(
     for sentence in sentences:
         console.say(f"  {sentence}")
     write_atomic(beside, json.dumps(facts, indent=2) + "\n")
-    whole = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    return made.bundle, _InMemory(**whole, shown=made.images)
+    whole = {f.name: getattr(data, f.name) for f in dataclasses.fields(PreparedSet)}
+    return made.bundle, HeldSet(**whole, held=made.images)
 
 
 def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 4096) -> Table:

@@ -14,7 +14,8 @@ from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 
 Tree = Any
-BATCH = 64  # images a forward pass: larger gains nothing on CPU, and every bundle then has one compiled shape
+BATCH = 64  # images a forward pass: larger gains nothing on CPU, and a set of more has one compiled shape
+_BATCHES = (1, 8, BATCH)  # one image or a handful are not padded to a full batch, which would take 20 times as long
 
 
 class Responses(NamedTuple):
@@ -41,18 +42,40 @@ def forward(
     placement: Placement,
     *,
     output: str = "logits",
+    views: str = "one",
 ) -> np.ndarray:
     """One of the responses: "logits" (N, K) or "embedding" (N, C)."""
-    made: np.ndarray = getattr(respond(network, params, batch_stats, images, placement), output)
+    made: np.ndarray = getattr(respond(network, params, batch_stats, images, placement, views), output)
     return made
 
 
-def respond(network: Network, params: Tree, batch_stats: Tree, images: np.ndarray, placement: Placement) -> Responses:
+def dihedral(images: Any) -> tuple[Any, ...]:
+    """The eight flips and quarter turns of images (N, S, S, 3), numpy's or JAX's."""
+    flipped = (images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1])
+    return (*flipped, *(view.swapaxes(1, 2) for view in flipped))
+
+
+def respond(
+    network: Network,
+    params: Tree,
+    batch_stats: Tree,
+    images: np.ndarray,
+    placement: Placement,
+    views: str = "one",
+) -> Responses:
     """Logits and embeddings, as numpy arrays, of uint8 images (N, S, S, 3).
+
+    With "dihedral" views each is the mean over an image's eight. Of logits that is, up to a constant, the mean of
+    log-probabilities: it goes with a temperature, whatever that is, and with the mean embedding, as the head is linear.
 
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
     """
-    size = -(-BATCH // placement.devices) * placement.devices
+    if views == "dihedral":
+        each = [respond(network, params, batch_stats, view, placement) for view in dihedral(images)]
+        mean: Responses = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *each)
+        return mean
+    fitting = next((size for size in _BATCHES if len(images) <= size), BATCH)
+    size = -(-fitting // placement.devices) * placement.devices
     run = _forward(network, placement)
     parts: list[Responses] = []
     for start in range(0, max(len(images), 1), size):
