@@ -5,7 +5,8 @@ import yaml
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.report import answers
-from rcmnet_jax.report.card import ITEMS, CardFacts, mark, render_card
+from rcmnet_jax.report.card import CardFacts, mark, render_card
+from rcmnet_jax.report.items import ITEMS
 
 
 def write(folder, text):

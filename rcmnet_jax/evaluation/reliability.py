@@ -113,13 +113,11 @@ def _noise(joint: Floats, widths: list[int], rng: np.random.Generator) -> list[F
     The seeds are drawn together, side by side in joint (units, sum of widths), since they share the units: repeating a
     prediction adds no knowledge.
     """
-    count = len(joint)
-    freedom = max(count - 1, 1)
-    scale = np.sqrt(count / rng.chisquare(freedom, (DRAWS, 1)))
-    if count > joint.shape[1]:
-        spread, directions = np.linalg.eigh(joint.T @ joint)
-        joint = (np.sqrt(spread.clip(min=0)) * directions).T  # as many rows as bins, with the same covariance
-    drawn = scale * (rng.standard_normal((DRAWS, len(joint))) @ joint)
+    freedom = max(len(joint) - 1, 1)
+    scale = np.sqrt(len(joint) / rng.chisquare(freedom, (DRAWS, 1)))
+    spread, directions = np.linalg.eigh(joint.T @ joint)
+    steps = np.sqrt(spread.clip(min=0)) * directions  # columns scaled: steps @ steps.T is the covariance
+    drawn = scale * (rng.standard_normal((DRAWS, joint.shape[1])) @ steps.T)
     return np.split(drawn, np.cumsum(widths)[:-1], axis=1)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from rcmnet_jax.config import suggestion
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import write_atomic
-from rcmnet_jax.report.card import ITEMS, MARK, Item, mark
+from rcmnet_jax.report.card import MARK, mark
+from rcmnet_jax.report.items import ITEMS, Item
 
 FILE = "card.yaml"
 LARGEST = 1_000_000  # bytes of a file that a person wrote
