@@ -1,0 +1,197 @@
+"""Does the runs of a study of configs/ablation.py that are not on record yet, and makes the tables of the docs.
+
+    python -m benchmarks.study run screen --place pbc=PBC_dataset_normal_DIB.zip --place split=split.csv \\
+        --place weights=resnet18.safetensors
+    python -m benchmarks.study tables
+
+Each run is a process of its own, `launch.py` with a workdir below --work, and leaves one line in
+docs/studies/STUDY.jsonl: what was set, on which machine, when, how long, and its metrics. A line stands for good: a
+run is done again only if its settings change. `tables` writes means and deviations over the seeds, and differences from
+the study's first run paired by seed with a 95% t interval, into docs/results.md between the marks of each study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from configs.ablation import STUDIES, Changes, settings
+
+ROOT = Path(__file__).parent.parent
+RECORDS, PAGE = ROOT / "docs" / "studies", ROOT / "docs" / "results.md"
+METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "ece")
+ARMS = ("transfer", "direct", "scratch", "probe", "shortcut")
+MACHINE = ("cpu", "cores", "device", "devices", "python", "jax", "flax", "commit")
+
+
+def records(study: str) -> list[dict[str, Any]]:
+    """The lines on record whose settings are those of today."""
+    path = RECORDS / f"{study}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {name: json.loads(json.dumps(settings(study, name))) for name in STUDIES[study].runs}
+    return [line for line in lines if known.get(line["run"]) == line["settings"]]
+
+
+def run(study: str, places: Mapping[str, str], work: Path, only: Sequence[str], seeds: Sequence[int]) -> None:
+    """Does what is missing, seed by seed, so that early results already compare runs."""
+    done = {(line["run"], line["seed"]) for line in records(study)}
+    for seed in seeds or range(STUDIES[study].seeds):
+        for name in only or STUDIES[study].runs:
+            if (name, seed) not in done:
+                _one(study, name, seed, places, work)
+
+
+def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path) -> None:
+    workdir = work / study / f"{name.replace(' ', '_')}-{seed}"
+    filled = _filled(settings(study, name), places)
+    if STUDIES[study].images:
+        filled["source.splits"] = str(_part(Path(filled["source.splits"]), STUDIES[study].images, work))
+    asked = [f"--config={ROOT}/configs/ablation.py:{study}/{name}", f"--workdir={workdir}", f"--config.seed={seed}"]
+    command = [sys.executable, str(ROOT / "launch.py"), *asked, *(f"--config.{k}={v}" for k, v in filled.items())]
+    start = time.perf_counter()
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{study}/{name}, seed {seed} ended with {ended.returncode}:\n{ended.stdout[-2000:]}")
+    around = json.loads((workdir / "environment.json").read_text())
+    line = {
+        "study": study,
+        "run": name,
+        "seed": seed,
+        "settings": settings(study, name),
+        "seconds": round(time.perf_counter() - start),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": {key: around.get(key) for key in MACHINE},
+        "results": _results(workdir),
+    }
+    RECORDS.mkdir(exist_ok=True)
+    with (RECORDS / f"{study}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    shown = {arm: values.get(STUDIES[study].primary) for arm, values in line["results"].items()}
+    print(f"{study}/{name}, seed {seed}: {shown}, {line['seconds']} s", flush=True)
+
+
+def _filled(changes: Changes, places: Mapping[str, str], where: str = "") -> dict[str, str]:
+    """The settings that name a place, by their dotted key, as this user has them."""
+    made: dict[str, str] = {}
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            made |= _filled(value, places, f"{where}{key}.")
+        elif isinstance(value, str) and value.startswith("{"):
+            if value[1:-1] not in places:
+                raise SystemExit(f"{where}{key} is {value}: give --place {value[1:-1]}=PATH.")
+            made[f"{where}{key}"] = places[value[1:-1]]
+    return made
+
+
+def _part(splits: Path, images: int, work: Path) -> Path:
+    """A split file with so many of the training images: those whose path has the smallest SHA-256."""
+    with splits.open(newline="") as file:
+        rows = [(row["path"], row["split"]) for row in csv.DictReader(file)]
+    train = sorted((row for row in rows if row[1] == "train"), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    path = work / f"{splits.stem}-{images}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "split"), *sorted(train[:images]), *(r for r in rows if r[1] != "train")])
+    return path
+
+
+def _results(workdir: Path) -> dict[str, dict[str, float | None]]:
+    """Of pretraining, and of each arm."""
+    found = {}
+    for name in ("pretrain", *ARMS):
+        path = workdir / name / "metrics.json"
+        if path.exists():
+            metrics = json.loads(path.read_text())
+            found[name] = {"n": metrics["n"], **{key: metrics[key]["value"] for key in METRICS}}
+    return found
+
+
+def table(study: str) -> str:
+    """The Markdown of a study: for each run and arm the metrics over the seeds, and the paired difference."""
+    lines, found = records(study), STUDIES[study]
+    if not lines:
+        return ""
+    values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for line in lines:
+        for arm, metrics in line["results"].items():
+            values.setdefault((line["run"], arm), {})[line["seed"]] = metrics
+    first, name = next(iter(found.runs)), found.primary.replace("_", " ")
+    shown = [("top1", "top-1"), ("balanced_accuracy", "balanced accuracy"), ("nll", "NLL")]
+    head = ["run", *(label for _, label in shown), f"{name}, difference", "seeds", "minutes"]
+    body = []
+    for (run, arm), seeds in values.items():
+        cells = [_spread([one[key] for one in seeds.values()], key != "nll") for key, _ in shown]
+        base = values.get((first, arm), {})
+        both = [seeds[s][found.primary] - base[s][found.primary] for s in sorted(seeds.keys() & base.keys())]
+        minutes = np.mean([line["seconds"] for line in lines if line["run"] == run]) / 60
+        label = run if arm == "pretrain" else f"{run}, {arm}"
+        body.append([label, *cells, "" if run == first else _difference(both), str(len(seeds)), f"{minutes:.0f}"])
+    rows = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+    return "\n".join([found.question, "", *rows, "", _measured(lines)])
+
+
+def _spread(values: Sequence[float], share: bool) -> str:
+    scale, digits, unit = (100, 2, "%") if share else (1, 3, "")
+    middle, spread = np.mean(values) * scale, np.std(values, ddof=1) * scale if len(values) > 1 else float("nan")
+    return f"{middle:.{digits}f}{unit} ± {spread:.{digits}f}" if len(values) > 1 else f"{middle:.{digits}f}{unit}"
+
+
+def _difference(values: Sequence[float]) -> str:
+    """In points: mean and 95% t interval."""
+    if len(values) < 2:
+        return f"{100 * values[0]:+.2f}" if values else "-"
+    middle, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{100 * middle:+.2f} ({100 * (middle - half):+.2f} to {100 * (middle + half):+.2f})"
+
+
+def _measured(lines: Sequence[dict[str, Any]]) -> str:
+    dates, one = sorted({line["date"] for line in lines}), lines[-1]["machine"]
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    where = f"{one['cores']} cores of {one['cpu']}" if one["device"] == "cpu" else f"{one['devices']} x {one['device']}"
+    return f"*{when}, {where}, Python {one['python']}, jax {one['jax']}, flax {one['flax']}.*"
+
+
+def with_tables(page: str) -> str:
+    """The page with the table of each study between its marks; a study without marks is appended."""
+    for study in STUDIES:
+        if made := table(study):
+            marks = f"<!-- study {study} -->\n", f"<!-- end of {study} -->\n"
+            before, mark, rest = page.partition(marks[0])
+            after = rest.partition(marks[1])[2] if mark else ""
+            title = "" if mark else f"\n## Study: {study}\n\n"
+            page = f"{before}{title}{marks[0]}{made}\n{marks[1]}{after}"
+    return page
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = words.add_subparsers(dest="what", required=True)
+    runs = what.add_parser("run", help="do the runs that are missing")
+    runs.add_argument("study", choices=STUDIES)
+    runs.add_argument("--place", action="append", default=[], metavar="NAME=PATH", help="fills {NAME} in the settings")
+    runs.add_argument("--work", type=Path, default=Path("runs/studies"), help="folder of the workdirs")
+    runs.add_argument("--only", action="append", default=[], metavar="RUN")
+    runs.add_argument("--seed", action="append", default=[], type=int)
+    what.add_parser("tables", help="write the tables into docs/results.md")
+    chosen = words.parse_args()
+    if chosen.what == "run":
+        places = dict(place.split("=", 1) for place in chosen.place)
+        run(chosen.study, places, chosen.work, chosen.only, chosen.seed)
+    else:
+        PAGE.write_text(with_tables(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

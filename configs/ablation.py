@@ -1,0 +1,99 @@
+"""The studies behind the defaults: which runs there are, by name. `python -m benchmarks.study` does those not done yet.
+
+    python launch.py --config=configs/ablation.py:screen/mixup --config.seed=1 \\
+        --config.source.data=PBC_dataset_normal_DIB.zip                              one run, by hand
+
+A study asks one question with one base and changes one thing a run. `{pbc}` and the like are places, which each user
+has elsewhere: the study's command fills them in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.base import change, config_dict
+from rcmnet_jax.config import ExperimentConfig, suggestion
+from rcmnet_jax.errors import UserError
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that answer one question; the first is what the others are compared with, seed by seed."""
+
+    question: str
+    base: Changes
+    runs: dict[str, Changes]
+    seeds: int = 3
+    images: int = 0  # of the source's training part, the same ones in every run; 0: all
+    primary: str = "balanced_accuracy"
+
+
+_PBC: Changes = {"source": {"data": "{pbc}", "splits": "{split}"}, "target": {"data": "none"}}
+_WEIGHTS: Changes = {"source": {"init_from": "{weights}"}}
+
+
+def _with(*parts: Changes) -> Changes:
+    """Nested changes, the later ones winning."""
+    made: Changes = {}
+    for part in parts:
+        for key, value in part.items():
+            made[key] = _with(made.get(key, {}), value) if isinstance(value, dict) else value
+    return made
+
+
+def _augment(**values: Any) -> Changes:
+    return {"source": {"augment": values}}
+
+
+def _optimizer(**values: Any) -> Changes:
+    return {"source": {"optimizer": values}}
+
+
+STUDIES: dict[str, Study] = {
+    "screen": Study(
+        "Which switch of pretraining helps on PBC? 64 px, 4,000 images, 8 epochs, from ImageNet's conv1 to layer3.",
+        _with(_PBC, _WEIGHTS, {"source": {"epochs": 8.0}}),
+        {
+            "base": {},
+            "crop 0.8": {"image": {"crop": 0.8}},
+            "crop 0.65": {"image": {"crop": 0.65}},
+            "mixup 0.2": _augment(mixup=0.2),
+            "cutmix 1": _augment(cutmix=1.0),
+            "erase 0.25": _augment(erase=0.25),
+            "stain 0.15": _augment(stain=0.15),
+            "no smoothing": _optimizer(label_smoothing=0.0),
+            "rate 0.1": _optimizer(learning_rate=0.1),
+            "rate 0.4": _optimizer(learning_rate=0.4),
+            "decay 2e-3": _optimizer(weight_decay=2e-3),
+            "adamw": _optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.05),
+            "wide appearance": _augment(scale=0.5, padding="reflect", gamma=0.3, white=0.15, hue=0.1, reinhard=0.3,
+                                        stain=0.2, blur=0.02, noise=0.03, grey=0.05),
+        },
+        images=4000,
+    ),
+}  # fmt: skip
+
+
+def settings(study: str, run: str) -> Changes:
+    """All that a run of a study changes of the default config.
+
+    Raises:
+      UserError: no such study or run, with those there are.
+    """
+    if study not in STUDIES:
+        raise UserError(f"configs/ablation.py:{study}: no such study{suggestion(study, STUDIES)}")
+    found = STUDIES[study]
+    if run not in found.runs:
+        raise UserError(f"configs/ablation.py:{study}/{run}: no such run{suggestion(run, found.runs)}")
+    return _with(found.base, found.runs[run])
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """The config of STUDY/RUN."""
+    study, _, run = preset.partition("/")
+    return config_dict(change(ExperimentConfig(), **settings(study, run)))
