@@ -174,7 +174,7 @@ def main() -> None:
         "arguments": {k: str(v) for k, v in vars(chosen).items()},
     }
     publish(title, ["", "images/s", "ratio"], rows, facts, chosen.output)
-    print(f"limits of this machine: {limits['matmul_gflops']} GFLOP/s (product), {limits['copy_gb_per_s']} GB/s (copy)")
+    print("limits of this machine:", ", ".join(f"{name} {value}" for name, value in limits.items()))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import change, config_dict
+from configs.base import SMOKE, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -75,6 +75,12 @@ STUDIES: dict[str, Study] = {
                                         stain=0.2, blur=0.02, noise=0.03, grey=0.05),
         },
         images=4000,
+    ),
+    "smoke": Study(
+        "Does the study's command work? Toy size, synthetic cells; says nothing of any switch.",
+        _with(SMOKE, {"source": {"data": "{pbc}", "epochs": 1.0}, "target": {"data": "none"}}),
+        {"base": {}, "mixup 0.2": _augment(mixup=0.2)},
+        seeds=2,
     ),
 }  # fmt: skip
 

@@ -1,0 +1,82 @@
+"""The study command: what is missing is done once, and the tables say what is on record."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import study
+from configs.ablation import STUDIES, get_config, settings
+from rcmnet_jax.checks import check
+from rcmnet_jax.config import from_dict
+from rcmnet_jax.errors import UserError
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RECORDS", tmp_path / "studies")
+    return tmp_path / "studies"
+
+
+def record(run, seed, value, **changes):
+    metrics = {"n": 100, **dict.fromkeys(study.METRICS, value)}
+    machine = {"cpu": "a", "cores": 2, "device": "cpu", "devices": 1, "python": "3", "jax": "1", "flax": "2"}
+    line = {"run": run, "seed": seed, "settings": settings("smoke", run), "seconds": 60, "date": "2026-11-24"}
+    return {**line, "machine": machine, "results": {"pretrain": metrics}, **changes}
+
+
+def keep(folder, *lines):
+    folder.mkdir()
+    (folder / "smoke.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("name", [f"{name}/{run}" for name, one in STUDIES.items() for run in one.runs])
+def test_every_run_of_every_study_is_a_config_that_can_work(name):
+    values = get_config(name).to_dict()
+    values["source"]["splits"] = ""
+    check(from_dict(values))
+
+
+def test_an_unknown_run_is_refused_with_those_there_are():
+    with pytest.raises(UserError, match=r"mixup 0\.2"):
+        get_config("smoke/mixup")
+
+
+def test_differences_are_paired_by_seed_with_a_t_interval(kept):
+    gains = np.array([0.01, 0.03, 0.02])
+    bases = [record("base", seed, 0.8 + seed / 10) for seed in range(3)]
+    keep(kept, *bases, *(record("mixup 0.2", seed, 0.8 + seed / 10 + gain) for seed, gain in enumerate(gains)))
+    low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
+    assert f"+2.00 ({100 * low:+.2f} to {100 * high:+.2f})" in study.table("smoke")
+
+
+def test_a_record_of_other_settings_does_not_count(kept):
+    keep(kept, record("base", 0, 0.5), record("base", 1, 0.7, settings={"image_size": 1}))
+    assert [line["seed"] for line in study.records("smoke")] == [0]
+
+
+def test_tables_replace_themselves_and_leave_the_rest_of_the_page(kept):
+    keep(kept, record("base", 0, 0.5))
+    once = study.with_tables("# Results\n\ntext\n")
+    assert once.startswith("# Results\n\ntext\n")
+    assert study.with_tables(once + "\nmore\n") == once + "\nmore\n"
+
+
+def test_the_tables_of_the_docs_are_those_of_the_records():
+    page = study.PAGE.read_text()
+    assert study.with_tables(page) == page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("kept")
+def test_what_is_missing_is_done_and_what_is_there_is_not_done_again(tmp_path, capfd):
+    places = {"pbc": "synthetic:pbc-tiny"}
+    for seeds in ([0], [0]):
+        study.run("smoke", places, tmp_path / "work", ["mixup 0.2"], seeds)
+    (line,) = study.records("smoke")
+    made = json.loads((tmp_path / "work/smoke/mixup_0.2-0/pretrain/metrics.json").read_text())
+    assert line["results"]["pretrain"]["nll"] == made["nll"]["value"]
+    assert capfd.readouterr().out.count("smoke/mixup 0.2, seed 0") == 1
