@@ -25,7 +25,10 @@ def split(workdir: Path) -> dict[str, float]:
     stages: set[str] = set()
     for row in rows:
         seconds = row["time"] - clock
-        if row["kind"] == "validation":
+        if row["kind"] == "checkpoint":
+            kind, seconds = "held up by checkpoints", row["held_up"]  # the rest of the time was the steps' before it
+            spent["steps"] += row["time"] - clock - seconds
+        elif row["kind"] == "validation":
             kind = "looks at watched images"
         elif row["stage"] not in stages:
             kind = "data, to the first step" if not stages else "between stages: leaves, loading, first step"

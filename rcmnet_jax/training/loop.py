@@ -87,8 +87,7 @@ def train(
             if stopping or (due and step + 1 < stage.steps):
                 meter.read(*pending)  # no state is saved before its step is known to be sound
                 pending = None
-                store.save(step + 1, to_tree(state), {"stage": stage.name})
-                saved, saved_at = step + 1, time.monotonic()
+                saved, saved_at = step + 1, _save(store, stage, step + 1, state, around)
             if stopping:
                 store.wait()
                 raise Interrupted(f"{stage.name}: stopped after step {step + 1}, which is saved; run again to go on.")
@@ -96,9 +95,18 @@ def train(
             meter.read(*pending)
             bar.update(pending[0], meter.summary())
     if saved < stage.steps:
-        store.save(stage.steps, to_tree(state), {"stage": stage.name})
+        _save(store, stage, stage.steps, state, around)
     store.wait()
     return state
+
+
+def _save(store: Store, stage: Stage, step: int, state: TrainState, around: Surroundings) -> float:
+    """Begins a save, notes for how long that held the loop up, and returns when it was."""
+    start = time.monotonic()
+    store.save(step, to_tree(state), {"stage": stage.name})
+    now = time.monotonic()
+    around.records.write(stage.name, "checkpoint", step, held_up=now - start)
+    return now
 
 
 def _due(config: CheckpointConfig, step: int, saved_at: float) -> bool:

@@ -24,7 +24,7 @@ class Records:
             self._file = (workdir / "log.jsonl").open("a", encoding="utf-8")
 
     def write(self, stage: str, kind: str, step: int, **values: Any) -> None:
-        """One row: stage and kind ('train', 'validation', 'event'), step, seconds since 1970, and the values."""
+        """One row: stage, kind ('train', 'validation', 'checkpoint', 'event'), step, seconds since 1970, the values."""
         if self._file is None:
             return
         row = {"stage": stage, "kind": kind, "step": step, "time": round(time.time(), 3), **values}
