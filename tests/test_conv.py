@@ -78,7 +78,8 @@ def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 6), (3, 8)])
 def test_winograds_form_equals_the_convolution(size):
-    alike(winograd_conv, lambda x, w: forms.plain_conv(x, w, 1, 1), draw(3, *size, 5), draw(3, 3, 5, 6, seed=2))
+    for form in (winograd_conv, forms.winograd_forward):
+        alike(form, lambda x, w: forms.plain_conv(x, w, 1, 1), draw(3, *size, 5), draw(3, 3, 5, 6, seed=2))
 
 
 def test_winograds_form_rounds_as_the_convolution_does():

@@ -15,7 +15,7 @@ from rcmnet_jax.models.winograd import winograd_conv
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
-_LARGE = 2**30  # multiply-adds from which Winograd's form is worth the time that it takes to compile
+_LARGE = 2**29  # multiply-adds from which Winograd's form is worth the time that it takes to compile
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
@@ -31,13 +31,32 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
     if _is_slow(x.shape, kernel.shape, stride, padding):
         return patches_conv(x, kernel, stride, padding)
     if _saves_products(x, kernel, stride, padding):
-        return winograd_conv(x, kernel)
+        deep = _work(x, kernel) >= 2 * _LARGE and min(kernel.shape[2:]) >= 128
+        return winograd_conv(x, kernel) if deep else winograd_forward(x, kernel)
     return plain_conv(x, kernel, stride, padding)
 
 
 def plain_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """XLA's own convolution."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT)
+
+
+@jax.custom_vjp
+def winograd_forward(x: Array, kernel: Array) -> Array:
+    """Winograd's form of a 3x3 convolution with padding 1 (B, H, W, C_in) -> (B, H, W, C_out), XLA's own gradients."""
+    return winograd_conv(x, kernel)
+
+
+def _forward_keeping(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return winograd_conv(x, kernel), (x, kernel)
+
+
+def _plain_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    gradients: tuple[Array, Array] = jax.vjp(lambda x, kernel: plain_conv(x, kernel, 1, 1), *saved)[1](dy)
+    return gradients
+
+
+winograd_forward.defvjp(_forward_keeping, _plain_backward)
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -61,11 +80,19 @@ def _is_slow(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, paddi
 
 
 def _saves_products(x: Array, kernel: Array, stride: int, padding: int) -> bool:
-    """Whether Winograd's form is faster: where products outweigh its passes over the images and the kernel."""
+    """Whether Winograd's form is faster: where products outweigh its passes over the images and the kernel.
+
+    Its gradients have more such passes, and gain only with many channels.
+    """
     if (stride, padding, kernel.shape[:2]) != (1, 1, (3, 3)) or x.dtype.itemsize < 4:
         return False
     channels, tiles = kernel.shape[2:], x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
-    return min(channels) >= 128 and tiles >= 2 * max(channels) and x.size * kernel.size >= _LARGE * x.shape[3]
+    return min(channels) >= 64 and tiles >= 2 * max(channels) and _work(x, kernel) >= _LARGE
+
+
+def _work(x: Array, kernel: Array) -> int:
+    """Multiply-adds of a convolution at stride 1."""
+    return prod(x.shape[:3]) * prod(kernel.shape)
 
 
 def _output(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> tuple[int, int]:
