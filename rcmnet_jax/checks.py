@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.config import MODEL_NAMES, ExperimentConfig, TargetConfig, suggestion, to_dict
+from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, TargetConfig, suggestion, to_dict
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.recipes import RECIPES
 
@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "target.head": ("random", "probe"),
     "target.batch_norm": ("adapt", "frozen", "reestimate"),
     "target.sampling": ("uniform", "balanced"),
+    "evaluation.views": VIEWS,
     "*.optimizer.name": ("sgd", "adamw"),
     "*.optimizer.class_weights": ("none", "balanced"),
     "*.optimizer.precision": ("float32", "bfloat16"),

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _BODIES = ("resnet18", "resnet34", "resnet50")
 _PARTS = ("", "_cbam", "_mhsa", "_cbam_mhsa")
+VIEWS = ("one", "dihedral")
 MODEL_NAMES = (*(body + parts for body in _BODIES for parts in _PARTS), "rcmnet", "vit_s16")
 
 
@@ -170,8 +171,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is promised of the predictions."""
+    """How images are looked at after training, and what is promised of the predictions."""
 
+    views: str = "one"  # one | dihedral: the mean over the 8 flips and quarter turns, at 8 times the cost
     error_rate: float = 0.1  # of conformal sets, per class: the true class may be missing from so many
 
 

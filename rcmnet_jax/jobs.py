@@ -93,7 +93,8 @@ def with_probe(pixels: Pixels, network: Network, weights: Weights, rows: np.ndar
     """The weights with the linear probe of the rows as their head."""
     params, batch_stats = weights
     images, labels = pixels.data.images(rows), pixels.data.examples.label[rows]
-    embeddings = forward(network, params, batch_stats, images, pixels.run.placement, output="embedding")
+    views = pixels.run.config.evaluation.views  # as the bundle will be asked
+    embeddings = forward(network, params, batch_stats, images, pixels.run.placement, output="embedding", views=views)
     kernel, bias = probe.fit(embeddings, labels, network.classes)
     return {**params, network.head[0]: {"kernel": kernel, "bias": bias}}, batch_stats
 

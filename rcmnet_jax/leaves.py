@@ -45,6 +45,7 @@ def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
     """Writes the network's bundle into its folder; `ratios` are as for `novelty.widened`."""
     data = job.pixels.data
     made = Bundle(job.network, data.classes, data.rule, trained.params, trained.batch_stats, provenance(job, trained))
+    made = dataclasses.replace(made, views=job.pixels.run.config.evaluation.views)
     facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
     facts = facts if ratios is None else novelty.widened(facts, ratios)
     if is_main_process():

@@ -49,6 +49,19 @@ def test_a_bundle_written_again_has_the_same_weights_and_the_same_bytes(copy, tm
     assert (tmp_path / "one/SHA256SUMS").read_bytes() == (tmp_path / "two/SHA256SUMS").read_bytes()
 
 
+def test_a_bundle_knows_its_views_and_one_from_before_there_was_a_choice_has_one(copy, tmp_path):
+    old = bundles.load(copy)
+    assert old.views == "one"
+    bundles.write(tmp_path / "new", dataclasses.replace(old, views="dihedral"))
+    assert bundles.load(tmp_path / "new").views == "dihedral"
+    images = np.random.default_rng(0).integers(0, 256, (2, old.rule.size, old.rule.size, 3), dtype=np.uint8)
+    new, place = bundles.load(tmp_path / "new"), Placement.everywhere()
+    np.testing.assert_allclose(new.logits(images, place), new.logits(images[:, ::-1], place), atol=1e-5)
+    rewrite(copy, preprocessing=json.loads((copy / "bundle.json").read_text())["preprocessing"] | {"views": "ten"})
+    with pytest.raises(UserError, match=r"preprocessing\.views is 'ten'"):
+        bundles.load(copy)
+
+
 def test_a_newer_format_is_refused_with_the_way_out(copy):
     rewrite(copy, format_version=99)
     with pytest.raises(UserError, match=r"format_version is 99.*Update rcmnet_jax"):

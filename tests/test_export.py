@@ -30,7 +30,7 @@ from tests.commands import ROOT, run
 NEEDS = {"stablehlo": ("jax",), "torch": ("torch",), "onnx": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
-def make(size=32, classes=4, imported=False, **options):
+def make(size=32, classes=4, imported=False, views="one", **options):
     """A bundle whose leaves are all moved off their start, since gates of scale 0 would hide mistakes."""
     network = Network(ModelConfig(width=8, **options), classes=classes, image_size=size, imported=imported)
     random = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def make(size=32, classes=4, imported=False, **options):
     params = jax.tree.map(lambda a: np.float32(a + 0.05 * random.standard_normal(a.shape)), params)
     stats = jax.tree.map(lambda a: np.float32(3 * a + 0.2 * random.random(a.shape)), stats)
     names = tuple(f"class {k}" for k in range(classes))
-    return Bundle(network, names, ImageRule(size), params, stats, {}, {"temperature": 1.7})
+    return Bundle(network, names, ImageRule(size), params, stats, {}, {"temperature": 1.7}, views)
 
 
 def need(form):
@@ -60,7 +60,7 @@ def example(place: Path, *images: Path) -> tuple[np.ndarray, str]:
 
 MODELS = [
     {"name": "rcmnet"},
-    {"name": "resnet18"},
+    {"name": "resnet18", "views": "dihedral"},
     {"name": "rcmnet", "norm": "group", "size": 48},
     {"name": "resnet50_cbam_mhsa", "position": "absolute", "cbam_placement": "stage", "imported": True, "size": 40},
     {"name": "resnet34_mhsa", "position": "none"},

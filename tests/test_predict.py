@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rcmnet_jax.config import ModelConfig
-from rcmnet_jax.evaluation.predict import BATCH, forward, reestimate
+from rcmnet_jax.evaluation.predict import BATCH, forward, reestimate, respond
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 
@@ -30,6 +30,21 @@ def test_each_image_is_answered_as_if_alone(model, images):
     tail = forward(network, params, stats, images[-5:], placement)
     np.testing.assert_allclose(whole[-5:], tail, atol=1e-5)
     assert forward(network, params, stats, images[:0], placement).shape == (0, 3)
+
+
+def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model, images):
+    network, params, stats, placement = model
+    some = images[:6]
+    found = respond(network, params, stats, some, placement, "dihedral")
+    turned = [np.rot90(some, k, (1, 2)) for k in range(4)]
+    each = [respond(network, params, stats, view, placement) for one in turned for view in (one, one[:, ::-1])]
+    for name in ("logits", "embedding"):
+        wanted = np.mean([getattr(part, name) for part in each], axis=0, dtype=np.float64)
+        np.testing.assert_allclose(getattr(found, name), wanted, atol=1e-5)
+    again = respond(network, params, stats, turned[1], placement, "dihedral")
+    np.testing.assert_allclose(again.logits, found.logits, atol=1e-5)
+    by_head = found.embedding @ params["fc"]["kernel"] + params["fc"]["bias"]
+    np.testing.assert_allclose(found.logits, by_head, atol=1e-4)
 
 
 def test_reestimated_statistics_are_the_mean_of_the_batches_moments(model, images):

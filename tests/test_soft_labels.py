@@ -56,7 +56,8 @@ def test_a_run_learns_from_tables_with_every_part_of_the_recipe_on(tmp_path):
     paths = [item.path for item in source.items]
     soft = write(tmp_path / "soft.csv", paths, np.full((len(paths), len(classes)), 1 / len(classes)), classes=classes)
     recipe = {
-        "model.name": "resnet18", "image_size": 40, "source.start_size": 32, "source.epochs": 1.0, "source.soft_labels": soft,
+        "model.name": "resnet18", "image_size": 40, "source.start_size": 32, "source.epochs": 1.0,
+        "source.soft_labels": soft,
         **{f"source.augment.{name}": 0.3 for name in ("mixup", "cutmix", "reinhard", "hue", "gamma", "white", "grey")},
         **{f"source.augment.{name}": 0.3 for name in ("erase", "blur", "noise", "scale")},
     }  # fmt: skip

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcmnet_jax.evaluation.novelty import evenly
-from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.training.sharding import is_main_process
 
@@ -38,8 +37,8 @@ class Features:
 
 
 def space_of(bundle: Bundle) -> str:
-    """16 hex digits that stand for all of a network but its head."""
-    digest = hashlib.sha256()
+    """16 hex digits that stand for all of a network but its head, and for the views that it is shown."""
+    digest = hashlib.sha256(b"" if bundle.views == "one" else bundle.views.encode())
     body = {name: part for name, part in bundle.params.items() if name not in bundle.network.head}
     for key, leaf in jax.tree_util.tree_flatten_with_path((body, bundle.batch_stats))[0]:
         digest.update(jax.tree_util.keystr(key).encode() + np.asarray(leaf).tobytes())
@@ -56,8 +55,7 @@ def write(folder: Path, found: Features) -> None:
 def leave(folder: Path, bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> None:
     """Writes a bundle's features of prepared rows, or of 20,000 of them, evenly drawn. All processes must come here."""
     rows = evenly(rows, MOST)
-    weights = (bundle.params, bundle.batch_stats)
-    values = forward(bundle.network, *weights, data.images(rows), placement, output="embedding")
+    values = bundle.responses(data.images(rows), placement).embedding
     if is_main_process():
         write(folder, Features(data.examples.path[rows], values.astype(np.float16), space_of(bundle)))
 

@@ -55,10 +55,11 @@ def preprocessing(bundle: Bundle) -> dict[str, Any]:
     described = {
         "input": {"name": "images", "dtype": "uint8", "shape": ["N", size, size, 3], "layout": "NHWC, RGB"},
         "output": {"name": "probabilities", "dtype": "float32", "shape": ["N", len(bundle.classes)]},
-        "inside": "division by 255, normalisation, network, temperature, softmax",
+        "inside": "division by 255, normalisation, network, mean over the views' logits, temperature, softmax",
         "image": dataclasses.asdict(bundle.rule),
         "classes": list(bundle.classes),
         "temperature": temperature_of(bundle),
+        "views": bundle.views,
         "notice": DISCLAIMER,
     }
     if "conformal" in facts:
@@ -74,7 +75,7 @@ def temperature_of(bundle: Bundle) -> float:
     return float(bundle.calibration.get("temperature", 1.0))
 
 
-def architecture(network: Network, temperature: float) -> dict[str, Any]:
+def architecture(network: Network, temperature: float, views: str = "one") -> dict[str, Any]:
     """All that names the network to code without this package, and, under `model`, to this package."""
     entry, config = MODELS[network.config.name], network.config
     identity = config.gate == "identity" or (config.gate == "auto" and network.imported)
@@ -88,6 +89,7 @@ def architecture(network: Network, temperature: float) -> dict[str, Any]:
         "classes": network.classes,
         "image_size": list(network.image_size),
         "temperature": temperature,
+        "views": views,
         "model": to_dict(config),
         "imported": network.imported,
     }

@@ -30,20 +30,22 @@ def need(*packages: str, what: str) -> None:
         )
 
 
-def module(network: Network, state: Mapping[str, np.ndarray], temperature: float = 1.0) -> Classifier:
+def module(
+    network: Network, state: Mapping[str, np.ndarray], temperature: float = 1.0, views: str = "one"
+) -> Classifier:
     """The network in plain PyTorch on the CPU, in evaluation mode, with the weights of a state dict."""
     import torch
 
     from rcmnet_jax.export.standalone import model
 
-    made = model.build(architecture(network, temperature))
+    made = model.build(architecture(network, temperature, views))
     model.fill(made, {name: torch.from_numpy(np.array(value)) for name, value in state.items()})
     return made
 
 
 def module_of(bundle: Bundle) -> Classifier:
     """The bundle's network in plain PyTorch."""
-    return module(bundle.network, to_torch(bundle.params, bundle.batch_stats), temperature_of(bundle))
+    return module(bundle.network, to_torch(bundle.params, bundle.batch_stats), temperature_of(bundle), bundle.views)
 
 
 def answers(made: Classifier, images: np.ndarray) -> np.ndarray:

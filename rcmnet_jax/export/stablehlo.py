@@ -11,6 +11,7 @@ import numpy as np
 from jax import export
 
 from rcmnet_jax.bundle import Bundle
+from rcmnet_jax.evaluation.predict import dihedral
 from rcmnet_jax.export.folder import temperature_of
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.models.backend import portable
@@ -24,7 +25,11 @@ def program(bundle: Bundle) -> export.Exported:
 
     def probabilities(images: jax.Array) -> jax.Array:
         x = images.astype(jnp.float32) / 255
-        logits, _ = bundle.network(bundle.params, bundle.batch_stats, x)
+        if bundle.views == "dihedral":
+            each, _ = bundle.network(bundle.params, bundle.batch_stats, jnp.concatenate(dihedral(x)))
+            logits = each.reshape(8, images.shape[0], -1).mean(0)
+        else:
+            logits, _ = bundle.network(bundle.params, bundle.batch_stats, x)
         return jax.nn.softmax(logits / temperature)
 
     (count,) = export.symbolic_shape("N")

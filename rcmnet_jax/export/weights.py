@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,17 @@ def write_weights(bundle: Bundle, folder: Path) -> None:
 
     state = to_torch(bundle.params, bundle.batch_stats)
     write_atomic(folder / "model.safetensors", save({name: state[name] for name in sorted(state)}))
-    write_json(folder / "architecture.json", architecture(bundle.network, temperature_of(bundle)))
+    write_json(folder / "architecture.json", architecture(bundle.network, temperature_of(bundle), bundle.views))
 
 
 def write(bundle: Bundle, folder: Path, images: np.ndarray) -> np.ndarray:
     """Writes both files, and answers the images by a network made anew from them."""
-    import json
+    write_weights(bundle, folder)
+    return answers(folder, images)
 
+
+def answers(folder: Path, images: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) of uint8 images (N, S, S, 3), by what `write_weights` left in a folder."""
     from safetensors.numpy import load_file
     from scipy.special import softmax
 
@@ -33,8 +38,8 @@ def write(bundle: Bundle, folder: Path, images: np.ndarray) -> np.ndarray:
     from rcmnet_jax.export.folder import network_of
     from rcmnet_jax.training.sharding import Placement
 
-    write_weights(bundle, folder)
-    network, temperature = network_of(json.loads((folder / "architecture.json").read_text(encoding="utf-8")))
+    facts = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
+    network, temperature = network_of(facts)
     state = from_torch(load_file(folder / "model.safetensors"))
-    logits = forward(network, *state, images, Placement.everywhere())
+    logits = forward(network, *state, images, Placement.everywhere(), views=facts["views"])
     return np.asarray(softmax(logits / temperature, axis=1))

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.temperature = float(options["temperature"])
+        self.temperature, self.views = float(options["temperature"]), options["views"]
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
@@ -56,7 +56,13 @@ class Classifier(nn.Module):
         return self.fc(self.features((x - self.mean) / self.std))
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.softmax(self.logits(images) / self.temperature, dim=1)
+        if self.views == "dihedral":
+            flipped = [images, images.flip(1), images.flip(2), images.flip((1, 2))]
+            eight = torch.cat([*flipped, *(view.transpose(1, 2) for view in flipped)])
+            logits = self.logits(eight).reshape(8, images.shape[0], -1).mean(0)
+        else:
+            logits = self.logits(images)
+        return torch.softmax(logits / self.temperature, dim=1)
 
 
 class ResNet(Classifier):
