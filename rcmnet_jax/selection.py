@@ -118,8 +118,8 @@ def _plan(made: Search, data: Data) -> dict[str, Any]:
     largest = max((np.setdiff1d(fold.train, fold.inner) for fold in folds), key=len)
     # One epoch at least: a probe trains nothing, but sees each image.
     steps = {name: jobs.steps_of(max(made.settings(name).epochs, 1.0), len(largest), batch) for name in made.names}
-    folder = f"{FOLDER}/speed"
-    speed = _speed(jobs.make_job(made.here, made.pixels, folder, "scratch", largest, None, config.target))
+    settings = (largest, made.source, config.target)
+    speed = _speed(jobs.make_job(made.here, made.pixels, f"{FOLDER}/speed", arms[0], *settings))
     seconds = 60 * config.target.budget_minutes / (len(folds) * len(arms))
     count = affordable(made.names, steps, batch_size=batch, speed=speed, seconds=seconds)
     return {

@@ -147,7 +147,8 @@ def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path)
         f"--config.source.init_from={BUNDLE}",
         "--config.source.epochs=0.5",
         "--config.target.arms=transfer,direct",
-        "--config.target.recipes=probe,pull",
+        "--config.target.recipes=probe,long",
+        "--config.target.pull=0.01",
         "--config.target.budget_minutes=100",
     )
     status, out, err = launch(tmp_path / "whole", *words)
@@ -157,7 +158,7 @@ def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path)
     workdir = tmp_path / "killed"
     process = start(ROOT / "launch.py", "--config=configs/cart.py:smoke", f"--workdir={workdir}", *words)
     deadline = time.time() + 300
-    while not list(workdir.glob("candidates/transfer/seed_0/fold_1/pull/checkpoints/step_*")):
+    while not list(workdir.glob("candidates/transfer/seed_0/fold_1/long/checkpoints/step_*")):
         assert time.time() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -172,6 +173,6 @@ def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path)
     assert len(names) == 4 + 5 + 8
     for name in names:
         assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert json.loads((workdir / "bundle/bundle.json").read_text())["provenance"]["recipe"] in ("probe", "pull")
+    assert json.loads((workdir / "bundle/bundle.json").read_text())["provenance"]["recipe"] in ("probe", "long")
     assert not list(workdir.glob("candidates/**/checkpoints"))
     assert [pair["second"] for pair in json.loads((workdir / "comparison.json").read_text())["pairs"]] == ["direct"]
