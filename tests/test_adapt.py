@@ -72,7 +72,7 @@ def test_batch_norm_moves_the_less_the_fewer_images_there_are(bundle):
         return made.facts["norm"]["share"], sum(jax.tree.leaves(gaps))
 
     (few, little), (many, more) = moved(1), moved(len(THEIRS))
-    assert few < 0.1 < 0.5 < many
+    assert few < 0.1 < 0.3 < many
     assert 0 < little < more
 
 

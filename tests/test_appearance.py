@@ -46,6 +46,14 @@ def test_lobes_of_one_nucleus_are_one_cell():
     assert cell.diameter == pytest.approx(14 * 2**0.5, rel=0.1)
 
 
+def test_the_black_around_a_field_of_view_is_no_cell():
+    image = smear(at=(40, 52))
+    rows, columns = np.indices(image.shape[:2])
+    image[np.hypot(rows - 47.5, columns - 47.5) > 50] = 8
+    cell = find(image)
+    assert (cell.row, cell.column, cell.diameter) == pytest.approx((40, 52, 24), abs=1.0)
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_where_nothing_is_stained_nothing_is_found(level):
     cell = find(np.full((32, 48, 3), level, np.uint8))

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
 WORKING = 160  # pixels of the longer side at which cells are looked for
-_PURPLE = np.array([1.0, 1.0, -1.0], np.float32)  # of optical densities R, G, B: high in nuclei, about 0 in red cells
 _LEAST_SIDE = 0.02  # of the longer side: smaller spots are dust and precipitate
+_BLACK = 30  # of 255 in every channel: no stain is that dark
 _FAINT = 0.25  # purple density below which nothing counts as stained
 
 
@@ -45,7 +45,10 @@ def find(image: Pixels) -> Cell:
     small, factor = _reduced(image)
     ground = background(small)
     density = densities(small, ground)
-    purple = ndimage.gaussian_filter(density @ _PURPLE, 0.005 * max(small.shape[:2]) + 0.3)
+    purple = ndimage.gaussian_filter(
+        density[..., 0] + density[..., 1] - density[..., 2], 0.005 * max(small.shape[:2]) + 0.3
+    )
+    purple[_surround(small)] = 0
     found = _nucleus(purple)
     if found is None:
         height, width = image.shape[:2]
@@ -88,6 +91,17 @@ def _reduced(image: Pixels) -> tuple[Pixels, float]:
         return image, 1.0
     size = (max(1, round(width / factor)), max(1, round(height / factor)))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)), factor
+
+
+def _surround(image: Pixels) -> npt.NDArray[np.bool_]:
+    """Mask of the black around a field of view: what is black and reaches the image's edge."""
+    black: npt.NDArray[np.bool_] = image.max(2) < _BLACK
+    if not black.any():
+        return black
+    parts, _ = ndimage.label(black)
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    reaching = ndimage.binary_dilation(np.isin(parts, np.setdiff1d(edge, 0)), iterations=2)
+    return np.asarray(reaching)
 
 
 def _nucleus(purple: Floats) -> tuple[npt.NDArray[np.bool_], float] | None:

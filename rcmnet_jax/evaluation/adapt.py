@@ -32,6 +32,7 @@ Read = Callable[[int], Pixels]  # the original image of a row, (H, W, 3) uint8
 
 PARTS = ("scale", "colour", "norm")
 PRIOR = 16  # images that the source's BatchNorm statistics count for (Schneider et al. 2020)
+MOST = 0.6  # share of the new statistics that is never exceeded: they also hold another mix of classes
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _colour_sentence(source: Appearance, found: Appearance) -> str:
 def _renormed(bundle: Bundle, images: Pixels, placement: Placement) -> tuple[Bundle, float]:
     """The bundle with BatchNorm's statistics of these images mixed with its own, and the share of the new."""
     fresh = jax.device_get(reestimate(bundle.network, bundle.params, bundle.batch_stats, images, placement))
-    share = len(images) / (len(images) + PRIOR)
+    share = MOST * len(images) / (len(images) + PRIOR)
     mixed = jax.tree.map(
         lambda new, old: np.float32(share) * new + np.float32(1 - share) * old, fresh, bundle.batch_stats
     )

@@ -1,0 +1,171 @@
+"""Changes that another laboratory makes to images of cells: stain, camera, scale, framing, focus, compression.
+
+A change takes an image (H, W, 3) uint8, a strength from 0 (none) to 1, and a generator for the little by which images
+of one laboratory differ among one another.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from rcmnet_jax.data.cellfinder import background
+from rcmnet_jax.data.images import Pixels, decode
+
+Change = Callable[[Pixels, float, np.random.Generator], Pixels]
+
+
+def changes(platelets: Sequence[Pixels]) -> dict[str, Change]:
+    """All changes by name. `platelets` are images with a small cell in the middle, for fields of red cells."""
+    bluer = stain([[1.3, 0.1, 0.2], [0.0, 0.8, 0.3], [0.0, 0.0, 1.3]])
+    pinker = stain([[0.55, 0.1, 0.0], [0.0, 0.75, 0.1], [0.0, 0.1, 0.8]])
+    field = Field([emptied(image) for image in platelets])
+    return {
+        "stain, bluer": bluer,
+        "stain, paler and pinker": pinker,
+        "light, greenish": light([205, 225, 170]),
+        "light, grey": light([170, 172, 185]),
+        "gamma 1.8": gamma(1.8),
+        "gamma 1/1.8": gamma(1 / 1.8),
+        "camera": camera,
+        "crop, cells 2 x larger": closer,
+        "field of 3 x 3 frames": field,
+        "blur": blur,
+        "noise": noise,
+        "JPEG": jpeg,
+        "greenish, pale, cropped": together(pinker, light([205, 225, 170]), closer),
+        "yellow, bluer, field": together(field, bluer, light([235, 205, 130])),
+        "phone: cropped, dark, blurred, JPEG": together(closer, gamma(1.6), light([190, 190, 200]), blur, jpeg),
+    }
+
+
+def laboratory(seed: int, platelets: Sequence[Pixels]) -> Change:
+    """A laboratory drawn at random: stain, lamp, gamma, framing, and maybe blur, a camera's curve and JPEG."""
+    rng = np.random.default_rng(seed)
+    turn = np.diag(np.exp(rng.normal(0, 0.25, 3))) + rng.normal(0, 0.15, (3, 3)) * (1 - np.eye(3))
+    parts = [[], [closer], [Field([emptied(image) for image in platelets])]][rng.integers(3)]
+    parts = [*parts, stain(turn), light(rng.uniform(130, 255, 3)), gamma(math.exp(rng.uniform(-0.5, 0.5)))]
+    return together(*parts, *(change for change in (camera, weaker(blur), weaker(jpeg)) if rng.random() < 0.5))
+
+
+def together(*parts: Change) -> Change:
+    """One change after the other."""
+
+    def change(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+        for part in parts:
+            image = part(image, strength, rng)
+        return image
+
+    return change
+
+
+def weaker(part: Change) -> Change:
+    """A change at half its strength."""
+    return lambda image, strength, rng: part(image, strength / 2, rng)
+
+
+def stain(turn: Sequence[Sequence[float]] | np.ndarray) -> Change:
+    """Optical densities times a matrix between the identity and `turn`: other dyes, or the same in other amounts."""
+
+    def change(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+        ground = background(image)
+        matrix = np.eye(3) + strength * (np.array(turn) - np.eye(3) + rng.normal(0, 0.02, (3, 3)))
+        density = np.log(ground / np.maximum(image, 1)) @ matrix
+        return _bytes(ground * np.exp(-density))
+
+    return change
+
+
+def light(field: Sequence[float] | np.ndarray) -> Change:
+    """Another colour of the empty field: lamp and white balance."""
+
+    def change(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+        factor = (np.array(field) / background(image)) ** strength
+        return _bytes(image * factor * np.exp(strength * rng.normal(0, 0.02, 3)))
+
+    return change
+
+
+def gamma(power: float) -> Change:
+    """Another tone curve."""
+
+    def change(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+        return _bytes(255 * (image / 255) ** (power * math.exp(rng.normal(0, 0.05))) ** strength)
+
+    return change
+
+
+def camera(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """An S-shaped tone curve, channels that mix, and shade towards the corners."""
+    mix = np.array([[0.9, 0.1, 0.0], [0.15, 0.75, 0.1], [0.0, 0.2, 0.8]])
+    x = (image / 255) @ (np.eye(3) + strength * (mix - np.eye(3))).T
+    x = x + strength * 0.25 * (x - 0.5) * (1 - np.abs(2 * x - 1))
+    rows, columns = (np.arange(n) / n - 0.5 for n in image.shape[:2])
+    far = (rows[:, None] ** 2 + columns**2)[..., None]
+    return _bytes(255 * x * (1 - strength * rng.uniform(0.4, 0.6) * far))
+
+
+def blur(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """Out of focus: a Gaussian of up to a fiftieth of the image's height."""
+    sigma = strength * image.shape[0] / 50 * math.exp(rng.normal(0, 0.1))
+    return np.asarray(ndimage.gaussian_filter(image, (sigma, sigma, 0)))
+
+
+def noise(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """A sensor's noise, up to 25 of 255."""
+    return _bytes(image + rng.normal(0, 25 * strength, image.shape))
+
+
+def jpeg(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """Compression down to a quality of 8."""
+    target = io.BytesIO()
+    Image.fromarray(image).save(target, "JPEG", quality=round(60 - 52 * strength + rng.uniform(-2, 2)))
+    return decode(target.getvalue())
+
+
+def closer(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """A crop around the cell, up to twice as close, saved with 400 pixels a side."""
+    height = image.shape[0]
+    side = round(height / 2**strength)
+    top, left = (height - side) // 2 + rng.integers(-3, 4, 2)
+    piece = Image.fromarray(image[max(top, 0) : top + side, max(left, 0) : left + side])
+    return np.asarray(piece.resize((400, 400), Image.Resampling.BICUBIC))
+
+
+class Field:
+    """The cell anywhere in a field of red cells, up to three frames wide, 5 : 4."""
+
+    def __init__(self, empties: Sequence[Pixels]):
+        self.empties = empties
+
+    def __call__(self, image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+        """The field with the image's cell."""
+        side, picks = image.shape[0], rng.integers(0, len(self.empties), (3, 3))
+        whole = np.concatenate([np.concatenate([self.empties[k] for k in row], 1) for row in picks], 0)
+        whole[side : 2 * side, side : 2 * side] = image
+        height, width = round(side * (1 + 2 * strength) * 0.8), round(side * (1 + 2 * strength))
+        top, left = (_corner(side, length, rng) for length in (height, width))
+        return whole[top : top + height, left : left + width]
+
+
+def _corner(side: int, length: int, rng: np.random.Generator) -> int:
+    """Where a window of `length` starts within three tiles of `side`, so that the middle half tile is inside."""
+    low, high = max(round(1.75 * side) - length, 0), min(round(1.25 * side), 3 * side - length)
+    return int(rng.integers(min(low, high), max(low, high) + 1))
+
+
+def emptied(image: Pixels) -> Pixels:
+    """A platelet's image without its platelet."""
+    made, side = image.copy(), image.shape[0]
+    rows, columns = np.indices((side, side))
+    made[np.hypot(rows - side / 2, columns - side / 2) < 0.14 * side] = background(image)
+    return made
+
+
+def _bytes(values: np.ndarray) -> Pixels:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
