@@ -115,7 +115,9 @@ def limits(units: Units, rows: Outcome) -> dict[str, dict[str, float]]:
             found[name] = proportion(units, [part], len(rows.truth))
         else:
             scale = "positive" if name in ("nll", "brier") else "unit"
-            found[name] = interval(units, [part], scale=scale, by_class=name not in ("nll", "brier"))
+            counted = name in ("balanced_accuracy", "macro_f1")
+            by_class = name not in ("nll", "brier")
+            found[name] = interval(units, [part], scale=scale, by_class=by_class, answers=counted)
     return found
 
 

@@ -103,8 +103,8 @@ def _headlines(units: Units, outcomes: list[Outcome], seed: int) -> dict[str, An
         brier["high"] = max(min(brier["high"], 2.0), brier["value"])
     return {
         "top1": proportion(units, [influence.top1(o) for o in outcomes], len(outcomes[0].truth)),
-        "balanced_accuracy": _macro(units, outcomes, influence.balanced_accuracy),
-        "macro_f1": _macro(units, outcomes, influence.macro_f1),
+        "balanced_accuracy": _macro(units, outcomes, influence.balanced_accuracy, answers=True),
+        "macro_f1": _macro(units, outcomes, influence.macro_f1, answers=True),
         "auroc": _macro(units, outcomes, influence.macro_auroc),
         "nll": _macro(units, outcomes, influence.nll, "positive", by_class=False),
         "brier": brier,
@@ -119,8 +119,9 @@ def _macro(
     scale: str = "unit",
     *,
     by_class: bool = True,
+    answers: bool = False,
 ) -> dict[str, Any]:
-    return interval(units, [metric(rows) for rows in outcomes], scale=scale, by_class=by_class)
+    return interval(units, [metric(rows) for rows in outcomes], scale=scale, by_class=by_class, answers=answers)
 
 
 def _per_class(units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _per_class(units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
     return {
         "support": real,
         **{name: proportion(units, [rate[name] for rate in rates], n, True) for name, n in below.items()},
-        "f1": interval(units, [rate["f1"] for rate in rates]),
+        "f1": interval(units, [rate["f1"] for rate in rates], answers=True),
         "auroc": interval(units, [influence.auroc_of(rows, k) for rows in outcomes]),
         "auprc": interval(units, [influence.auprc_of(rows, k) for rows in outcomes]),
     }
