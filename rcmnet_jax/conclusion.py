@@ -78,9 +78,10 @@ def _doubts(metrics: Mapping[str, dict[str, Any]]) -> list[str]:
 
 
 def arm_tables(here: Run, data: Data) -> dict[str, Table]:
-    """The joined table of each arm, the main one first; without a target, pretrain's alone."""
+    """The joined table of each arm, the main one first; without a target, pretrain's and the shortcut's."""
     if data.target is None:
-        return {"pretrain": read_table(here.workdir / "pretrain" / "predictions.csv")}
+        folders = {"pretrain": "pretrain", "shortcut": "shortcut/seed_0/fold_0"}
+        return {arm: read_table(here.workdir / folder / "predictions.csv") for arm, folder in folders.items()}
     return {
         arm: join(
             [

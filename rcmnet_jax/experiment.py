@@ -21,7 +21,7 @@ from rcmnet_jax.files import write_json
 from rcmnet_jax.intake import Data
 from rcmnet_jax.report import answers
 from rcmnet_jax.stages import Job, Pixels, Run
-from rcmnet_jax.target import target
+from rcmnet_jax.target import shortcut_leaf, target
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
@@ -58,6 +58,8 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
             source = pretrain(here, data) if data.source is not None else None
             if data.target is not None:
                 target(here, data, source)
+            else:
+                _source_baseline(here, data)
             conclusion.conclude(here, data)
         finally:
             records.close()
@@ -92,7 +94,7 @@ def pretrain(here: Run, data: Data) -> Bundle:
         )  # fmt: skip
         trained = stages.fit(job)
         leaves.leave(job, trained)
-        split = "test" if len(data.holdout["test"]) else "val"
+        split = _reported(data)
         if split == "test":
             _calibrate(here, folder / "bundle", data)
         made = bundles.load(folder / "bundle")
@@ -101,6 +103,21 @@ def pretrain(here: Run, data: Data) -> Bundle:
         leaves.report_leaf(here, folder, table, leaves.provenance(job, trained))
         conclusion.say_leaf(here, folder, f"pretrain, {split}")
     return bundles.load(folder / "bundle")
+
+
+def _reported(data: Data) -> str:
+    """The part of the source that results are given for."""
+    return "test" if len(data.holdout["test"]) else "val"
+
+
+def _source_baseline(here: Run, data: Data) -> None:
+    """The shortcut's leaf of a run without a target: on the rows that pretraining reports on."""
+    name, source = "shortcut/seed_0/fold_0", data.source
+    assert source is not None
+    if not leaves.is_done(here.workdir / name, network=False):
+        split = _reported(data)
+        train, reported = data.holdout["train"], data.holdout[split]
+        shortcut_leaf(here, source, train, reported, name, split=split, seed=-1, fold=-1)
 
 
 def _soft_labels(here: Run, source: PreparedSet, rows: np.ndarray) -> np.ndarray:

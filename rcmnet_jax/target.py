@@ -10,6 +10,7 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import conclusion, jobs, leaves, selection, stages
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import TargetConfig
+from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.evaluation import features, novelty, shortcut
 from rcmnet_jax.files import recover_folders, write_json
@@ -35,7 +36,7 @@ def target(here: Run, data: Data, source: Bundle | None) -> None:
                 if _is_done(here, name):
                     continue
                 if arm == "shortcut":
-                    _shortcut_leaf(here, data, fold, name, seed, number)
+                    shortcut_leaf(here, data.target, fold.train, fold.test, name, split="oof", seed=seed, fold=number)
                 else:
                     job = _fold_job(here, pixels, fold, name, source, search)
                     _leave_leaf(here, job, stages.fit(job), fold, seed, number)
@@ -75,10 +76,12 @@ def _leave_leaf(here: Run, job: Job, trained: stages.Trained, fold: Fold, seed: 
     conclusion.say_leaf(here, job.folder_of, job.name)
 
 
-def _shortcut_leaf(here: Run, data: Data, fold: Fold, name: str, seed: int, number: int) -> None:
-    assert data.target is not None
-    found = shortcut.fit_predict(data.target.examples, fold.train, fold.test, len(data.target.classes), here.seed(name))
-    table = leaves.as_table(data.target, fold.test, found, split="oof", seed=seed, fold=number)
+def shortcut_leaf(
+    here: Run, data: PreparedSet, train: np.ndarray, test: np.ndarray, name: str, *, split: str, seed: int, fold: int
+) -> None:
+    """The leaf of a classifier that sees no cell but its size, border and colour."""
+    found = shortcut.fit_predict(data.examples, train, test, len(data.classes), here.seed(name))
+    table = leaves.as_table(data, test, found, split=split, seed=seed, fold=fold)
     facts = {"stage": name, "model": "logistic regression on size, border, colour and file properties"}
     leaves.report_leaf(here, here.workdir / name, table, facts)
 

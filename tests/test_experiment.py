@@ -212,6 +212,10 @@ def test_a_pretraining_alone_leaves_its_own_bundle_at_the_top(tmp_path):
     assert "pretrain" in out
     assert any(line.startswith("Not calibrated: fewer than 20") for line in metrics["warnings"])
     assert (tmp_path / "pbc/report.html").stat().st_size > 10_000
+    baseline = table(tmp_path / "pbc/shortcut/seed_0/fold_0/predictions.csv")
+    assert [row["path"] for row in baseline] == [row["path"] for row in table(tmp_path / "pbc/predictions.csv")]
+    (pair,) = json.loads((tmp_path / "pbc/comparison.json").read_text())["pairs"]
+    assert (pair["first"], pair["second"]) == ("pretrain", "shortcut")
 
 
 def test_real_cells_go_the_whole_way(tmp_path, real_data):
