@@ -22,6 +22,7 @@ from scipy import special
 from rcmnet_jax.evaluation import influence, reliability
 from rcmnet_jax.evaluation.influence import Outcome
 from rcmnet_jax.evaluation.intervals import Units, interval, proportion
+from rcmnet_jax.evaluation.metrics import TAILS
 
 METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier")
 SHARPNESS = 1.5  # scale of the logits; `signal` would be the calibrated one
@@ -115,9 +116,8 @@ def limits(units: Units, rows: Outcome) -> dict[str, dict[str, float]]:
             found[name] = proportion(units, [part], len(rows.truth))
         else:
             scale = "positive" if name in ("nll", "brier") else "unit"
-            counted = name in ("balanced_accuracy", "macro_f1")
             by_class = name not in ("nll", "brier")
-            found[name] = interval(units, [part], scale=scale, by_class=by_class, answers=counted)
+            found[name] = interval(units, [part], scale=scale, by_class=by_class, tails=TAILS.get(name, 1.0))
     return found
 
 

@@ -85,7 +85,7 @@ def wilson(value: float, n: float) -> tuple[float, float]:
 
 
 def interval(
-    units: Units, parts: list[Statistic], *, scale: str = "unit", by_class: bool = True, answers: bool = False
+    units: Units, parts: list[Statistic], *, scale: str = "unit", by_class: bool = True, tails: float = 1.0
 ) -> dict[str, Any]:
     """Value and 95% interval of the mean over seeds of one metric.
 
@@ -93,7 +93,7 @@ def interval(
       parts: the metric for each seed, in the order of `units.seeds`.
       scale: unit for [0, 1] and signed for [-1, 1] (logit scale), positive for [0, inf) (log scale).
       by_class: whether classes are averaged with equal weight, so that a rare class limits what is known.
-      answers: whether the metric knows an image by right or wrong alone, not by probabilities.
+      tails: how much the heavy tails of single images count against the degrees of freedom; 0: not at all.
 
     Returns:
       {"value", "low", "high", "method"}, with low <= value <= high; or all null with "reason".
@@ -102,7 +102,7 @@ def interval(
     if missing:
         return {"value": None, "low": None, "high": None, "reason": missing[0]}
     value = float(np.mean([part.value for part in parts if part.value is not None]))
-    error, degrees = _error(units, parts, by_class, answers)
+    error, degrees = _error(units, parts, by_class, 1.0 if units.grouped else tails)
     step = float(stats.t.ppf(QUANTILE, degrees)) * error if error > 1e-12 else 0.0
     if step == 0:
         low, high = _without_variance(units, value, scale)
@@ -132,7 +132,7 @@ def _over_seeds(units: Units) -> str:
     return f"; value is the mean over {len(units.seeds)} seeds" if len(units.seeds) > 1 else ""
 
 
-def _error(units: Units, parts: list[Statistic], by_class: bool, answers: bool) -> tuple[float, float]:
+def _error(units: Units, parts: list[Statistic], by_class: bool, tails: float) -> tuple[float, float]:
     """Standard error, and the degrees of freedom of its estimate."""
     cells, count = units.sums(parts), units.count
     if count < 2:
@@ -153,9 +153,7 @@ def _error(units: Units, parts: list[Statistic], by_class: bool, answers: bool) 
     if variance > 0:
         # The variance's own relative variance is (kurtosis - 1) / count: heavy tails leave few degrees of freedom.
         kurtosis = count * float((total**4).sum()) / variance**2
-        # A few wrong answers of single images make heavy tails too, but the logit scale knows most of that already.
-        spared = 4 if answers and not units.grouped else 1
-        degrees = min(degrees, spared * 2 * count / max(kurtosis - 1, 1e-9))
+        degrees = min(degrees, 2 * count / max(tails * (kurtosis - 1), 1e-9))
     # Groups of unequal size count for fewer: as many as equal ones with the same sum of squared shares.
     effective = 1 / float((units.shares() ** 2).sum()) - 1
     return math.sqrt(variance), max(min(degrees, effective), 1.0)
