@@ -15,7 +15,7 @@ from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, interval, make_un
 from rcmnet_jax.evaluation.table import Table
 
 # Heavy tails of single images, as of a few wrong answers, leave few degrees of freedom for the variance. On the logit
-# scale that is too careful for metrics of right and wrong alone; the simulation in docs/evaluation.md chose these shares.
+# scale that is too careful for metrics of right and wrong alone; the simulation in docs/evaluation.md chose these.
 TAILS = {"balanced_accuracy": 0.5, "macro_f1": 0.0}
 HEADLINES = {
     "top1": "Top-1 accuracy",
