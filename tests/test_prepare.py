@@ -167,6 +167,7 @@ def test_a_set_for_one_look_is_the_same_and_leaves_no_trace(data, cache):
     assert (held.fingerprint, held.skipped, len(held.skipped)) == (kept.fingerprint, kept.skipped, 1)
 
 
+@pytest.mark.usefixtures("later")
 def test_labels_are_those_that_data_has_now(data, cache):
     def write(label):
         rows = "".join(f"{k}/{i}.png,{label if k == 'a' else 'b'},d{i % 2}\n" for k in "ab" for i in range(30))
