@@ -54,6 +54,12 @@ def _optimizer(**values: Any) -> Changes:
     return {"source": {"optimizer": values}}
 
 
+# Stains, lamps, cameras and scales as they differ between laboratories, short of what hides the cell.
+LABORATORIES: Changes = {
+    "scale": 0.3, "padding": "reflect", "gamma": 0.25, "white": 0.12, "hue": 0.08, "reinhard": 0.25, "stain": 0.15,
+    "blur": 0.015, "noise": 0.02,
+}  # fmt: skip
+
 STUDIES: dict[str, Study] = {
     "screen": Study(
         "Which switch of pretraining helps on PBC? 64 px, 4,000 images, 8 epochs, from ImageNet's conv1 to layer3.",
@@ -62,6 +68,14 @@ STUDIES: dict[str, Study] = {
             "base": {},
             "crop 0.8": {"image": {"crop": 0.8}},
             "crop 0.65": {"image": {"crop": 0.65}},
+            **{f"crop 0.65, {name}": _with({"image": {"crop": 0.65}}, changes) for name, changes in {
+                "rate 0.4": _optimizer(learning_rate=0.4),
+                "layer decay 0.5": {"source": {"layer_decay": 0.5}},
+                "pull 0.01": {"source": {"pull": 0.01}},
+                "mixup 0.2": _augment(mixup=0.2),
+                "laboratories": _augment(**LABORATORIES),
+                "views": {"evaluation": {"views": "dihedral"}},
+            }.items()},
             "mixup 0.2": _augment(mixup=0.2),
             "cutmix 1": _augment(cutmix=1.0),
             "erase 0.25": _augment(erase=0.25),

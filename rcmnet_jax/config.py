@@ -94,6 +94,7 @@ class SourceConfig:
     splits: str = ""  # CSV path,split[,group]; empty: the data's own, else drawn from the seed
     epochs: float = 10.0  # of the training part
     image_size: int = 0  # pixels; 0: as image_size at the top
+    crop: float = 0.0  # central fraction of the side kept, where cells fill little of the frame; 0: as image.crop
     init_from: str = ""  # bundle, .safetensors or .pth to start from; imagenet: torchvision's own; empty: random
     val_fraction: float = 0.15  # of the images, where no split is given
     start_size: int = (
@@ -102,6 +103,8 @@ class SourceConfig:
     grow: float = 0.5  # share of the steps at start_size
     soft_labels: tuple[str, ...] = ()  # predictions tables of the training images, by networks that had not seen them
     soft_weight: float = 0.5  # share of the target that their probabilities have; the rest is the smoothed label
+    layer_decay: float = 1.0  # learning rate factor per stage below the head, for weights worth keeping
+    pull: float = 0.0  # decay of weights from init_from to their start, in place of weight_decay
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -116,6 +119,7 @@ class TargetConfig:
     seeds: int = 1  # repetitions of the whole cross-validation, each with its own folds
     epochs: float = 8.0  # of each fold's training part
     image_size: int = 0
+    crop: float = 0.0  # as source.crop
     inner_fraction: float = 0.2  # of a fold's training part: the only ground on which anything is chosen
     select: str = "last"  # last: EMA weights of the last step | inner: best epoch by inner balanced accuracy
     arms: tuple[str, ...] = ("auto",)  # auto: transfer, scratch, probe, shortcut, and direct where there is a detour

@@ -83,13 +83,14 @@ def pretrain(here: Run, data: Data) -> Bundle:
     assert data.source is not None
     if not leaves.is_done(folder):
         network = jobs.network_of(config, len(data.source.classes), config.source_size)
-        start = network.init(here.seed("pretrain/init"))
+        start = jobs.Start(network.init(here.seed("pretrain/init")))
         if config.source.init_from:
-            start = jobs.initialised(here, network, start, folder, "initialised").weights
+            start = jobs.initialised(here, network, start.weights, folder, "initialised")
         rows = data.holdout["train"]
         job = Job(
-            "pretrain", Pixels(data.source, here), rows, network, start, config.source,
-            optimizers.total_steps(config.source.epochs, len(rows), config.batch_size), watch=data.holdout["val"],
+            "pretrain", Pixels(data.source, here), rows, network, start.weights, config.source,
+            optimizers.total_steps(config.source.epochs, len(rows), config.batch_size),
+            transferred=start.transferred, watch=data.holdout["val"],
             soft=_soft_labels(here, data.source, rows) if config.source.soft_labels else None,
         )  # fmt: skip
         trained = stages.fit(job)

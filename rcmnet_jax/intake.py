@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data import audit as auditing
 from rcmnet_jax.data import splits
@@ -38,9 +38,9 @@ class Data:
     audit: Any
 
 
-def image_rule(config: ExperimentConfig, size: int) -> ImageRule:
-    """The config's image rule at a size in pixels."""
-    return ImageRule(size, config.image.square, config.image.crop, config.image.resample)
+def image_rule(config: ExperimentConfig, stage: SourceConfig | TargetConfig, size: int) -> ImageRule:
+    """A stage's image rule at a size in pixels."""
+    return ImageRule(size, config.image.square, stage.crop or config.image.crop, config.image.resample)
 
 
 def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: StopRequest) -> Data:
@@ -102,7 +102,8 @@ def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
 
 
 def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, stop: StopRequest) -> PreparedSet:
-    stage = getattr(config, which)
+    stage: SourceConfig | TargetConfig = getattr(config, which)
+    rule = image_rule(config, stage, size)
     with console.progress(f"prepare {which}", 0, unit=1) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -110,7 +111,7 @@ def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, 
             stop.check_alone()
 
         cache = cache_folder(config.loader.cache)
-        prepared = prepare(stage.data, image_rule(config, size), cache=cache, splits=stage.splits, progress=progress)
+        prepared = prepare(stage.data, rule, cache=cache, splits=stage.splits, progress=progress)
     what = "SYNTHETIC images" if prepared.synthetic else "images"
     counts = np.bincount(prepared.examples.label[prepared.examples.label >= 0], minlength=len(prepared.classes))
     shown = ", ".join(f"{name} {count}" for name, count in zip(prepared.classes, counts, strict=True))

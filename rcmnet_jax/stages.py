@@ -123,9 +123,8 @@ def recipe(stage: SourceConfig | TargetConfig) -> Recipe:
         warmup_epochs=plain.warmup_epochs,
         class_weights=plain.class_weights,
     )
-    if isinstance(stage, TargetConfig):
-        return Recipe(optimizer, stage.augment, stage.batch_norm == "frozen", stage.layer_decay)
-    return Recipe(optimizer, stage.augment)
+    frozen = isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
+    return Recipe(optimizer, stage.augment, frozen, stage.layer_decay)
 
 
 def fit(job: Job) -> Trained:
@@ -184,7 +183,7 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
 
 def _anchor(job: Job) -> optimizers.Anchor | None:
     """The job's start, copied to the devices, with the pull on what was transferred; None where nothing pulls."""
-    pull = job.stage.pull if isinstance(job.stage, TargetConfig) else 0.0
+    pull = job.stage.pull
     if not (pull and job.transferred):
         return None
     start = job.start[0]
