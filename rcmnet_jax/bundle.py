@@ -144,10 +144,12 @@ def load(folder: Path) -> Bundle:
         )
     try:
         architecture, classes = facts["architecture"], tuple(str(name) for name in facts["classes"])
-        rule = ImageRule(**{f.name: facts["preprocessing"][f.name] for f in dataclasses.fields(ImageRule)})
+        rule = ImageRule.from_dict(facts["preprocessing"])
         model = from_dict(architecture["model"], ModelConfig, "bundle.json: architecture.model")
         if not (2 <= len(classes) <= 10_000 and isinstance(rule.size, int) and 32 <= rule.size <= _LARGEST_SIDE):
             raise ValueError(f"{len(classes)} classes at {rule.size} px")
+        if not (isinstance(rule.frame, int) and 0 <= rule.frame <= _LARGEST_SIDE):
+            raise ValueError(f"preprocessing.frame is {rule.frame!r}")
         views = facts["preprocessing"].get("views", "one")  # bundles from before there was a choice say nothing
         if views not in VIEWS:
             raise ValueError(f"preprocessing.views is {views!r}, not one of {', '.join(VIEWS)}")

@@ -55,6 +55,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source.soft_weight": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "source.val_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "target.inner_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
+    "*.frame": (lambda v: v == 0 or 8 <= v <= 4096, "0 (the whole image) or from 8 to 4,096 pixels"),
     "*.layer_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "target.limit": (lambda v: v == 0 or v >= 2, "0 (all images) or at least 2 of each class"),
     "target.seeds": (lambda v: v >= 1, "at least 1"),
@@ -102,6 +103,12 @@ def _check_stages(config: ExperimentConfig) -> None:
             f"config.target.arms={','.join(arms)}: direct goes from source.init_from past the source, so it needs "
             "both. Give them, or leave direct out."
         )
+    for name, stage in (("source", config.source), ("target", config.target)):
+        if stage.frame and config.image.square != "pad":
+            raise UserError(
+                f"config.{name}.frame={stage.frame}: images are laid in a frame only with image.square=pad, not "
+                f"{config.image.square}. Set it so, or the frame to 0."
+            )
     _check_target(config.target)
     if not config.has_source and not config.has_target:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")

@@ -95,6 +95,7 @@ class SourceConfig:
     epochs: float = 10.0  # of the training part
     image_size: int = 0  # pixels; 0: as image_size at the top
     crop: float = 0.0  # central fraction of the side kept, where cells fill little of the frame; 0: as image.crop
+    frame: int = 0  # as target.frame
     init_from: str = ""  # bundle, .safetensors or .pth to start from; imagenet: torchvision's own; empty: random
     val_fraction: float = 0.15  # of the images, where no split is given
     start_size: int = (
@@ -120,6 +121,7 @@ class TargetConfig:
     epochs: float = 8.0  # of each fold's training part
     image_size: int = 0
     crop: float = 0.0  # as source.crop
+    frame: int = 0  # pixels of the image that the square shows, so that crops of any size keep their scale; 0: all
     inner_fraction: float = 0.2  # of a fold's training part: the only ground on which anything is chosen
     select: str = "last"  # last: EMA weights of the last step | inner: best epoch by inner balanced accuracy
     arms: tuple[str, ...] = ("auto",)  # auto: transfer, scratch, probe, shortcut, and direct where there is a detour

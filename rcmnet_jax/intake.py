@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rcmnet_jax.training.stop import StopRequest
 from rcmnet_jax.workdir import read_json
 
 Rows = np.ndarray
+_SPREAD = 1.5  # of the sides' 90% over their 10% point, above which a set looks like crops around cells
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Data:
 
 def image_rule(config: ExperimentConfig, stage: SourceConfig | TargetConfig, size: int) -> ImageRule:
     """A stage's image rule at a size in pixels."""
-    return ImageRule(size, config.image.square, stage.crop or config.image.crop, config.image.resample)
+    return ImageRule(size, config.image.square, stage.crop or config.image.crop, config.image.resample, stage.frame)
 
 
 def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: StopRequest) -> Data:
@@ -117,7 +119,20 @@ def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, 
     shown = ", ".join(f"{name} {count}" for name, count in zip(prepared.classes, counts, strict=True))
     console.say(f"{which}: {stage.data}: {len(prepared.examples.label)} {what} at {size} px: {shown}")
     report_skipped(which, prepared, console)
+    _say_scale(which, prepared, console)
     return prepared
+
+
+def _say_scale(which: str, prepared: PreparedSet, console: Console) -> None:
+    """A hint where images differ so much in size that they may be crops of one scale, which the image rule undoes."""
+    names, rule = prepared.examples.signal_names, prepared.rule
+    sides = prepared.examples.signals[:, [names.index("height"), names.index("width")]].max(1)
+    low, high = np.quantile(sides, (0.1, 0.9))
+    if rule.square == "pad" and not rule.frame and high > _SPREAD * low:
+        console.say(
+            f"{which}: images are {sides.min():.0f} to {sides.max():.0f} px a side. If they are crops at one scale, "
+            f"--config.{which}.frame={math.ceil(np.quantile(sides, 0.99))} keeps the cells' sizes."
+        )
 
 
 def report_skipped(which: str, prepared: PreparedSet, console: Console, most: int = 5) -> None:

@@ -145,11 +145,12 @@ def test_the_command_exports_and_its_example_reads_an_image_file(tmp_path):
 @pytest.mark.parametrize("square", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("crop", [1.0, 0.7])
 @pytest.mark.parametrize("shape", [(40, 61), (33, 33), (1, 9), (90, 20)])
-def test_the_shipped_preprocessing_is_the_image_rule_to_the_last_bit(square, crop, shape):
+@pytest.mark.parametrize("frame", [0, 50])
+def test_the_shipped_preprocessing_is_the_image_rule_to_the_last_bit(square, crop, shape, frame):
     from rcmnet_jax.data.images import standardise
 
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    rule = ImageRule(33, square=square, crop=crop, resample="bicubic")
+    rule = ImageRule(33, square=square, crop=crop, resample="bicubic", frame=frame)
     np.testing.assert_array_equal(preprocessing.standardise(image, rule.to_dict()), standardise(image, rule))
 
 

@@ -213,6 +213,16 @@ def test_the_central_fraction_is_cut_out_after_squaring():
     np.testing.assert_array_equal(standardise(wide, ImageRule(2, "crop", 0.5)), wide[1:3, 3:5])
 
 
+def test_a_frame_shows_images_of_any_size_at_one_scale():
+    ground = np.full((4, 2, 3), 50, np.uint8)
+    made = standardise(ground, ImageRule(8, frame=8))
+    assert (made == 50).all()
+    image = np.pad(np.full((2, 2, 3), 200, np.uint8), ((3, 3), (1, 1), (0, 0)), constant_values=50)  # 8 high, 4 wide
+    np.testing.assert_array_equal(standardise(image, ImageRule(8, frame=8))[3:5, 3:5], 200)
+    np.testing.assert_array_equal(standardise(image, ImageRule(4, frame=4))[1:3, 1:3], 200)
+    np.testing.assert_array_equal(standardise(image, ImageRule(4, "pad", 0.5, frame=8))[1:3, 1:3], 200)
+
+
 def test_stretch_scales_each_side_by_itself():
     image = np.zeros((2, 8, 3), np.uint8)
     image[:, 4:] = 200
@@ -296,8 +306,14 @@ def test_any_image_becomes_the_rules_square(height, width, square, crop, size):
 
 
 def test_a_rule_survives_its_dict():
-    rule = ImageRule(48, "crop", 0.75, "lanczos")
+    rule = ImageRule(48, "pad", 0.75, "lanczos", 60)
     assert ImageRule.from_dict(rule.to_dict()) == rule
+
+
+def test_a_rule_from_before_there_was_a_frame_has_none():
+    rule = ImageRule(48, "crop", 0.75)
+    old = {key: value for key, value in rule.to_dict().items() if key != "frame"}
+    assert ImageRule.from_dict(old) == rule
 
 
 def test_signals_are_those_of_the_original():

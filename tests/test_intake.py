@@ -73,3 +73,25 @@ def test_the_command_ends_with_status_2_on_a_leak(leaking, tmp_path):
     assert line.startswith("error: The audit stopped the run: source: 1 pair of images on two sides of a split")
     findings = json.loads((tmp_path / "run/data/audit.json").read_text())["findings"]
     assert [finding["name"] for finding in findings if finding["level"] == "error"] == [LEAK]
+
+
+def test_each_stage_has_its_own_crop_and_frame(tmp_path):
+    settings = change(
+        ExperimentConfig(),
+        **{**SMOKE, "source": {"data": "synthetic:pbc-tiny", "crop": 0.6, "frame": 0}},
+        target={"data": "synthetic:cart-tiny", "folds": "2", "frame": 40},
+        image={"crop": 0.9},
+    )
+    found = gather(settings, tmp_path, Console(active=False), StopRequest())
+    assert (found.source.rule.crop, found.source.rule.frame) == (0.6, 0)
+    assert (found.target.rule.crop, found.target.rule.frame) == (0.9, 40)
+
+
+@pytest.mark.parametrize(("sides", "said"), [((10, 20, 40), True), ((38, 40, 42), False)])
+def test_crops_of_many_sizes_are_said_to_lose_their_scale(tmp_path, capsys, sides, said):
+    for i in range(12):
+        side = sides[i % len(sides)]
+        pixels = np.random.default_rng(i).integers(0, 256, (side, side - 2, 3), np.uint8)
+        write(tmp_path / f"data/{'ab'[i % 2]}/{i}.png", encoded(pixels, "png"))
+    gathered(tmp_path / "data", tmp_path / "run")
+    assert ("--config.target.frame=40 keeps the cells' sizes" in capsys.readouterr().out) == said

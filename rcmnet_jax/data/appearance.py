@@ -73,7 +73,7 @@ def _plain(value: float) -> float | int | None:
 def frame(height: float, width: float, rule: ImageRule) -> float:
     """Side in pixels of what the rule shows of an image; under stretch, of the square with its area."""
     if rule.square == "pad":
-        return max(height, width) * rule.crop
+        return (rule.frame or max(height, width)) * rule.crop
     return (min(height, width) if rule.square == "crop" else math.sqrt(height * width)) * rule.crop
 
 

@@ -46,6 +46,7 @@ class ImageRule:
     square: str = "pad"  # pad (edge colour's median) | crop | stretch
     crop: float = 1.0  # central fraction of the side kept before resizing
     resample: str = "bilinear"  # bilinear | bicubic | lanczos | box, antialiased
+    frame: int = 0  # under pad: side of the square before `crop`, pixels of the image; 0: its larger side
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -54,7 +55,8 @@ class ImageRule:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageRule:
         """The rule that `to_dict` gave."""
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        known = {"frame": 0, **values}  # rules from before there was a frame have none
+        return cls(**{f.name: known[f.name] for f in dataclasses.fields(cls)})
 
 
 def decode(data: bytes) -> Pixels:
@@ -160,16 +162,16 @@ def border(image: npt.NDArray[np.uint8]) -> Pixels:
 def standardise(image: npt.NDArray[np.uint8], rule: ImageRule) -> Pixels:
     """Makes an image (H, W, 3) uint8 the rule's square (S, S, 3) uint8.
 
-    First square (pad: centred on the larger side, filled with the per-channel median of the outermost pixels; crop: the
-    central smaller side; stretch: as it is), then the central `crop` fraction of each side, then resized; where it
-    shrinks, the filter widens with the factor, so that nothing aliases.
+    First square (pad: centred on the larger side, or on a frame of fixed size, and filled with the per-channel median
+    of the outermost pixels; crop: the central smaller side; stretch: as it is), then the central `crop` fraction of
+    each side, then resized; where it shrinks, the filter widens with the factor, so that nothing aliases.
 
     Raises:
       ImageError: so elongated that padding would make more than MAX_PIXELS.
     """
     height, width = image.shape[:2]
     if rule.square == "pad":
-        image = _padded(image, max(1, round(max(height, width) * rule.crop)))
+        image = _padded(image, max(1, round((rule.frame or max(height, width)) * rule.crop)))
     elif rule.square == "crop":
         side = max(1, round(min(height, width) * rule.crop))
         image = _centre(image, side, side)

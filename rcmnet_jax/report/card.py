@@ -115,6 +115,8 @@ def _input(rule: Mapping[str, Any]) -> list[str]:
     words = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
     shape = words.get(str(rule.get("square")), "made square")
     size, kept = rule.get("size"), float(rule.get("crop", 1.0))
+    if rule.get("frame"):
+        shape = f"laid in the middle of a square of {rule['frame']} of their pixels"
     part = f"the central {kept:.0%} of the side kept, " if kept < 1 else ""
     resample = rule.get("resample", "bilinear")
     return [f"RGB images of single cells, {shape}, {part}resized to {size} x {size} pixels ({resample}, antialiased)."]

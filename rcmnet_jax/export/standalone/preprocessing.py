@@ -24,7 +24,7 @@ def standardise(image: Pixels, rule: dict[str, Any]) -> Pixels:
     if rule["square"] == "stretch":
         sides = (height, width)
     else:
-        sides = (max(height, width),) * 2 if rule["square"] == "pad" else (min(height, width),) * 2
+        sides = (rule["frame"] or max(height, width),) * 2 if rule["square"] == "pad" else (min(height, width),) * 2
     rows, columns = (max(1, round(side * rule["crop"])) for side in sides)
     made = centre(image, rows, columns)
     if made.shape[:2] == (rule["size"], rule["size"]):
