@@ -1,20 +1,35 @@
 """Pretraining alone, on the PBC set: the model that transfers start from, and the public benchmark.
 
     python launch.py --config=configs/pbc.py --config.source.data=PBC_dataset_normal_DIB.zip
+    python launch.py --config=configs/pbc.py:128 ...      128 px; :224 for accelerators
+    python launch.py --config=configs/pbc.py:plain ...    no crop, mild augmentation: what the others are compared with
 
-Without a split of its own the set is divided 85 : 15, stratified; --config.source.splits=FILE.csv sets another.
+With `--config.source.init_from=imagenet` (or a file of a ResNet-18's weights) it starts from ImageNet. Without a split
+of its own the set is divided 85 : 15, stratified; --config.source.splits=FILE.csv sets another. The scores to expect
+stand in docs/results.md.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs.base import SMOKE, change, choose
+from configs.base import PBC, SMOKE, change, choose
 from rcmnet_jax.config import ExperimentConfig
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The config of a preset: '' (64 px, from scratch) or 'smoke'."""
-    default = change(ExperimentConfig(), source={"epochs": 12.0}, target={"data": "none"})
-    smoke = change(default, **SMOKE)
-    return choose(preset, {"": default, "smoke": smoke}, "configs/pbc.py")
+    """The config of a preset: '' (64 px), '128', '224', 'plain' or 'smoke'."""
+
+    def at(size: int, **source: Any) -> ExperimentConfig:
+        made: ExperimentConfig = change(
+            ExperimentConfig(), image_size=size, source=PBC | source, target={"data": "none"},
+            evaluation={"views": "dihedral"},
+        )  # fmt: skip
+        return made
+
+    plain = change(ExperimentConfig(), source={"epochs": 12.0}, target={"data": "none"})
+    large = change(at(224, epochs=40.0, optimizer={"precision": "bfloat16", "warmup_epochs": 3.0}), batch_size=256)
+    presets = {"": at(64), "128": at(128), "224": large, "plain": plain, "smoke": change(plain, **SMOKE)}
+    return choose(preset, presets, "configs/pbc.py")

@@ -104,7 +104,7 @@ class SourceConfig:
     grow: float = 0.5  # share of the steps at start_size
     soft_labels: tuple[str, ...] = ()  # predictions tables of the training images, by networks that had not seen them
     soft_weight: float = 0.5  # share of the target that their probabilities have; the rest is the smoothed label
-    layer_decay: float = 1.0  # learning rate factor per stage below the head, for weights worth keeping
+    layer_decay: float = 1.0  # learning rate factor per stage below the head, where weights come from init_from
     pull: float = 0.0  # decay of weights from init_from to their start, in place of weight_decay
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -127,7 +127,7 @@ class TargetConfig:
     arms: tuple[str, ...] = ("auto",)  # auto: transfer, scratch, probe, shortcut, and direct where there is a detour
     head: str = "random"  # random | probe: the linear probe of the fold's training rows (LP-FT, Kumar et al. 2022)
     freeze_epochs: float = 0.0  # head alone for so long, then all
-    layer_decay: float = 1.0  # learning rate factor per stage below the head
+    layer_decay: float = 1.0  # learning rate factor per stage below the head, where weights were transferred
     batch_norm: str = "adapt"  # adapt: batch statistics | frozen: the source's | reestimate: adapt, then exact averages
     pull: float = 0.0  # decay of transferred weights to their start (L2-SP, Li et al. 2018), in place of weight_decay
     sampling: str = "uniform"  # uniform | balanced: the classes are drawn equally often

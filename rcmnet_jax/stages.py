@@ -113,8 +113,8 @@ class Trained:
     step: int
 
 
-def recipe(stage: SourceConfig | TargetConfig) -> Recipe:
-    """What of a stage's config is compiled into its step."""
+def recipe(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
+    """What of a stage's config is compiled into its step; random weights have nothing to be careful with."""
     plain = OptimizerConfig()
     # These enter as numbers: stages that differ in nothing else share a program.
     optimizer = dataclasses.replace(
@@ -124,7 +124,7 @@ def recipe(stage: SourceConfig | TargetConfig) -> Recipe:
         class_weights=plain.class_weights,
     )
     frozen = isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
-    return Recipe(optimizer, stage.augment, frozen, stage.layer_decay)
+    return Recipe(optimizer, stage.augment, frozen, stage.layer_decay if transferred else 1.0)
 
 
 def fit(job: Job) -> Trained:
@@ -152,7 +152,7 @@ def fit(job: Job) -> Trained:
 
 def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
     """All that a loop over the job's steps needs: what holds over them, the first state, the step, the batches."""
-    run, compiled = job.pixels.run, recipe(job.stage)
+    run, compiled = job.pixels.run, recipe(job.stage, bool(job.transferred))
     config, placement = run.config, run.placement
     labels = job.pixels.data.examples.label[job.rows]
     stage = Stage(

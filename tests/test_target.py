@@ -24,6 +24,7 @@ from rcmnet_jax.stages import Pixels, Run, Trained
 from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.step import Controls
 from rcmnet_jax.training.stop import StopRequest
 from tests.bad_input.case import BUNDLE
 from tests.commands import ROOT, launch, start
@@ -176,3 +177,17 @@ def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path)
     assert json.loads((workdir / "bundle/bundle.json").read_text())["provenance"]["recipe"] in ("probe", "long")
     assert not list(workdir.glob("candidates/**/checkpoints"))
     assert [pair["second"] for pair in json.loads((workdir / "comparison.json").read_text())["pairs"]] == ["direct"]
+
+
+def test_only_transferred_weights_move_more_slowly_the_deeper_they_lie(begin):
+    """A network from scratch under layer_decay would be a handicapped baseline."""
+    job = job_of(*begin(layer_decay=0.5))
+    assert stages.recipe(job.stage, bool(job.transferred)).layer_decay == 0.5
+    scratch = job_of(*begin("other", layer_decay=0.5), arm="scratch")
+    assert stages.recipe(scratch.stage, bool(scratch.transferred)).layer_decay == 1.0
+    prepared = stages.prepared(scratch)
+    state, _ = prepared[2](prepared[1], prepared[3].batch(0), Controls.on_host(1.0, True, np.ones(4), 0))
+    plain = stages.prepared(job_of(*begin("plain"), arm="scratch", name=scratch.name))
+    other, _ = plain[2](plain[1], plain[3].batch(0), Controls.on_host(1.0, True, np.ones(4), 0))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_array_equal(a, b)
