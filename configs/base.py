@@ -22,7 +22,7 @@ SMOKE: dict[str, Any] = {
 # Pretraining on PBC as published: frames of 36 micrometres of which a cell fills a third, from one laboratory. The
 # augmentation reaches what `predict --adapt` leaves of another laboratory's colours, sharpness and scale.
 PBC: dict[str, Any] = {
-    "epochs": 16.0,
+    "epochs": 12.0,
     "crop": 0.65,
     "layer_decay": 0.5,  # of ImageNet's weights; random ones have one rate
     "augment": {
