@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import SMOKE, change, config_dict
+from configs.base import PBC, SMOKE, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -89,6 +89,12 @@ STUDIES: dict[str, Study] = {
                                         stain=0.2, blur=0.02, noise=0.03, grey=0.05),
         },
         images=4000,
+    ),
+    "pbc": Study(
+        "How good is the recipe of configs/pbc.py on PBC's validation images, which chose nothing within a run?",
+        _with(_PBC, {"source": PBC, "evaluation": {"views": "dihedral"}}),
+        {"64 px, ImageNet": _WEIGHTS, "64 px, random": {}, "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128})},
+        primary="top1",
     ),
     "smoke": Study(
         "Does the study's command work? Toy size, synthetic cells; says nothing of any switch.",
