@@ -3,9 +3,10 @@
     python launch.py --config=configs/cart.py            embedded synthetic cells, 2 CPU cores, under 10 minutes
     python launch.py --config=configs/cart.py:smoke      every stage at toy size, under a minute: for tests
     python launch.py --config=configs/cart.py:paper      224 px, for accelerators
+    python launch.py --config=configs/cart.py:real       for real cells: the recipe of configs/pbc.py, longer transfers
     python launch.py --config=configs/cart.py:auto       each fold takes the recipe that its inner split likes best
 
-With real cells: --config.source.data=PBC_dataset_normal_DIB.zip --config.target.data=FOLDER_OR_CSV
+With real cells: :real --config.source.data=PBC_dataset_normal_DIB.zip --config.target.data=FOLDER_OR_CSV
 The scores to expect stand in docs/results.md.
 """
 
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import SMOKE, change, choose
-from rcmnet_jax.config import ExperimentConfig
+from configs.base import PBC, SMOKE, change, choose
+from rcmnet_jax.config import ExperimentConfig, to_dict
 from rcmnet_jax.recipes import RECIPES
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The config of a preset: '' (default), 'smoke', 'paper' or 'auto'."""
+    """The config of a preset: '' (default), 'smoke', 'real', 'paper' or 'auto'."""
     default = ExperimentConfig()
     smoke = change(
         default,
@@ -27,12 +28,21 @@ def get_config(preset: str = "") -> ConfigDict:
         target={"data": "synthetic:cart-tiny", "folds": "2", "epochs": 2.0},
         checkpoint={"every_steps": 5},
     )
-    paper = change(
+    real = change(
         default,
+        source=PBC,
+        target={"epochs": 40.0, "optimizer": {"learning_rate": 0.2}},
+        evaluation={"views": "dihedral"},
+    )
+    bfloat16 = {"precision": "bfloat16"}
+    paper = change(
+        real,
         image_size=224,
         batch_size=256,
-        source={"epochs": 60.0, "optimizer": {"precision": "bfloat16", "warmup_epochs": 5.0}},
-        target={"epochs": 40.0, "seeds": 5, "optimizer": {"precision": "bfloat16", "warmup_epochs": 2.0}},
+        source={"epochs": 60.0, "optimizer": {**bfloat16, "warmup_epochs": 5.0}},
+        target={"seeds": 5, "optimizer": {**bfloat16, "learning_rate": 0.05, "warmup_epochs": 2.0}},
     )
-    auto = change(default, target={"recipes": tuple(RECIPES), "budget_minutes": 60.0})
-    return choose(preset, {"": default, "smoke": smoke, "paper": paper, "auto": auto}, "configs/cart.py")
+    auto = change(real, target={"epochs": default.target.epochs, "optimizer": to_dict(default.target.optimizer),
+                                "recipes": tuple(RECIPES), "budget_minutes": 60.0})  # fmt: skip
+    presets = {"": default, "smoke": smoke, "real": real, "paper": paper, "auto": auto}
+    return choose(preset, presets, "configs/cart.py")

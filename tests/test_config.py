@@ -15,8 +15,9 @@ from rcmnet_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = [
-    *(("cart", preset) for preset in ("", "smoke", "paper", "auto")),
-    *(("pbc", ""), ("pbc", "smoke"), ("bloodmnist", "")),
+    *(("cart", preset) for preset in ("", "smoke", "real", "paper", "auto")),
+    *(("pbc", preset) for preset in ("", "128", "224", "plain", "smoke")),
+    ("bloodmnist", ""),
 ]
 
 
