@@ -13,9 +13,26 @@ from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import make_table, read_table, write_table
 from rcmnet_jax.report import DataFacts, ReportInputs, evaluate_tables, render
+from rcmnet_jax.report.figures import legible
 from rcmnet_jax.report.inputs import Embedding
+from rcmnet_jax.report.plots import short
 
-HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{a$ & 'b'")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "$\\frac{a$ & 'b'",
+    "<!-- a --> ]]> &amp;",
+    "var(--x)",
+    "var(--ink)",
+    "font-family: serif",
+    "font: 12px a",
+    ' id="x"',
+    "url(#a)",
+    ' version="1"',
+    "#010203",
+    "a\x08b",
+    "\u8840\u7403",  # in no script that Matplotlib's font has
+)
 
 
 def example(n=90, classes=("blast", "lymphocyte", "monocyte"), groups=12, signal=2.0, seed=0):
@@ -143,6 +160,33 @@ def test_names_from_the_data_stay_text():
     assert not [name for _, a in page.tags for name in a if name.startswith("on")]
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
+
+
+def said(figure):
+    """What a figure's SVG says: its texts, and the words for those who cannot see it."""
+    root = ElementTree.fromstring(figure)
+    return ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")], root.attrib["aria-label"]
+
+
+@pytest.mark.parametrize("classes", [HOSTILE[::2], HOSTILE[1::2]])
+def test_names_are_the_same_text_in_every_figure_and_its_file(tmp_path, classes):
+    table = example(300, classes)
+    table = dataclasses.replace(table, group=np.array([HOSTILE[i % len(HOSTILE)] for i in range(300)]))
+    write_table(table, tmp_path / "var(--x).csv")
+    write_table(table, tmp_path / "b.csv")
+    evaluate_tables([tmp_path / "var(--x).csv", tmp_path / "b.csv"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert Page(page).open == []
+    assert "\x08" not in page
+    inline = [said(svg) for svg in re.findall('<svg class="plot".*?</svg>', page, re.DOTALL)]
+    files = {file.stem: said(file.read_bytes()) for file in (tmp_path / "out" / "figures").glob("*.svg")}
+    assert sorted(inline) == sorted(files.values())
+    texts, label = files["roc_pr"]
+    for name in classes:
+        assert f"{legible(name)} 0." in label
+        assert any(text.startswith(f"{short(name)}  0.") for text in texts)
+    assert {short(name, 10) for name in HOSTILE} <= set(files["per_group"][0])
+    assert "var(--x)" in files["forest_balanced_accuracy"][0]
 
 
 def test_every_image_and_figure_has_a_text_and_the_page_can_be_walked_by_keyboard(text):

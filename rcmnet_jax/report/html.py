@@ -123,7 +123,7 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
         provenance=[(heading, _pretty(value)) for heading, value in inputs.provenance.items()],
         lacks=story.lacks(inputs, metrics),
     )
-    return text
+    return drawing.legible(text)
 
 
 def _lead(inputs: ReportInputs, metrics: Mapping[str, Any]) -> str:

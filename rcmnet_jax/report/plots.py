@@ -10,7 +10,7 @@ import numpy as np
 from rcmnet_jax.evaluation.projection import neighbours_agree, principal
 from rcmnet_jax.evaluation.reliability import risk_coverage
 from rcmnet_jax.evaluation.table import Floats, Table
-from rcmnet_jax.report.figures import Figure, canvas, dash, faint, figure, ink, series
+from rcmnet_jax.report.figures import Figure, canvas, dash, faint, figure, ink, legible, series
 from rcmnet_jax.report.inputs import Embedding
 
 POINTS = 160  # of a curve: more cannot be seen
@@ -228,7 +228,7 @@ def _learning_column(
 
 def short(text: str, most: int = 22) -> str:
     """The text on one line, cut to `most` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in legible(text)).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
