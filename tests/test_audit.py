@@ -472,3 +472,17 @@ def test_a_group_that_only_the_drawn_split_cuts_is_a_warning(tmp_path):
     result = audit_run(data, parts, None, [], AuditConfig())
     assert found(result, "group_across_drawn_splits").level == "warning"
     assert blocking(result) == []
+
+
+def test_small_images_on_the_ground_of_a_frame_are_no_copies_of_one_another(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        side = int(rng.integers(9, 20))
+        cells = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize((side, side))
+        path = tmp_path / "data" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cells.save(path)
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path.with_name("copy.png"))
+    for rule in (ImageRule(64), ImageRule(64, frame=52), ImageRule(64, crop=0.5, frame=104)):
+        names = twins(prepare(str(tmp_path / "data"), rule, cache=tmp_path / "cache"), AuditConfig())
+        assert sorted(np.unique(names[names != ""], return_counts=True)[1].tolist()) == [2]

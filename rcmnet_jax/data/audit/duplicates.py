@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rcmnet_jax.data.audit.findings import Place
 from rcmnet_jax.data.audit.hashing import near_pairs, thumbnails, to_grey, undo
-from rcmnet_jax.data.audit.inspection import inspect
+from rcmnet_jax.data.audit.inspection import inspect, pictures
 
 if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
@@ -121,7 +121,7 @@ def _correlations(
     thumbs = []
     for k, s in enumerate(sets):
         rows = np.array([row for number, row in wanted if number == k], np.int64)
-        thumbs += [thumbnails(to_grey(s.images(rows[i : i + _READ]))) for i in range(0, len(rows), _READ)]
+        thumbs += [thumbnails(to_grey(pictures(s, rows[i : i + _READ]))) for i in range(0, len(rows), _READ)]
     detail = _detail(np.concatenate(thumbs))
     mine, theirs = detail[[at[p] for p in one]], detail[[at[p] for p in other]]
     for view in np.unique(views):

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from rcmnet_jax.data.audit.hashing import Hashes, hashes, thumbnails, to_grey
+from rcmnet_jax.data.images import Pixels
 
 if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
@@ -50,10 +52,32 @@ def _inspect(prepared: PreparedSet) -> Inspection:
     codes, facts = np.zeros((n, 8), np.uint64), np.zeros((n, 4), np.float32)
     for start in range(0, n, step):
         rows = np.arange(start, min(start + step, n))
-        grey = to_grey(prepared.images(rows))
+        grey = to_grey(pictures(prepared, rows))
         codes[rows] = hashes(thumbnails(grey))
         facts[rows] = _measure(grey)
     return Inspection(codes, *facts.T)
+
+
+def pictures(prepared: PreparedSet, rows: npt.NDArray[np.int64]) -> Pixels:
+    """The prepared images (B, S, S, 3) of some rows, each enlarged until it is seen whole where the rule has a frame.
+
+    The ground that a frame lays around small images is alike in all, and would make one of any two of them a copy of
+    the other.
+    """
+    images, rule, names = prepared.images(rows), prepared.rule, prepared.examples.signal_names
+    if not rule.frame:
+        return images
+    sizes = prepared.examples.signals[rows][:, [names.index("height"), names.index("width")]].astype(int)
+    side = max(1, round(rule.frame * rule.crop))  # of the original's pixels, of which the rule shows so many
+    made = np.empty_like(images)
+    for i, (height, width) in enumerate(np.minimum(sizes, side).tolist()):
+        # The rule rounds the place of an image down: half a pixel counts where there are ten.
+        middle = [(side - length) // 2 + length / 2 for length in (width, height)]
+        reach = min(max(height, width) / 2, *middle, *(side - place for place in middle))
+        box = [place + sign * reach for sign in (-1, 1) for place in middle]
+        scaled = tuple(edge * rule.size / side for edge in box)
+        made[i] = Image.fromarray(images[i]).resize((rule.size, rule.size), Image.Resampling.BILINEAR, scaled)
+    return made
 
 
 def _measure(grey: Floats) -> Floats:
