@@ -163,6 +163,40 @@ def test_a_class_without_images_is_left_out_and_said():
     assert ("Macro AUROC", "-", alone["auroc"]["reason"]) in summary_rows(alone)
 
 
+def test_areas_of_a_class_without_an_image_of_another_are_undefined():
+    found = compute(fake(absent=(1, 2)))
+    for key in ("auroc", "auprc"):
+        assert found["per_class"]["c0"][key]["value"] is None
+        assert found["per_class"]["c0"][key]["reason"] == "no image of another class"
+        assert found["per_class"]["c1"][key]["reason"] == "no image of this class"
+    assert found["macro_auprc"]["value"] is None
+    assert found["macro_auprc"]["reason"] == "fewer than two classes are present"
+
+
+@pytest.mark.parametrize("key", ["ece", "classwise_ece"])
+def test_a_calibration_error_without_visible_variance_has_an_interval_all_the_same(key):
+    alone = compute(fake(1))[key]
+    assert (alone["low"], alone["high"], alone["corrected"]) == (0, 1, None)
+    paths = [str(i) for i in range(20)]
+    widths = []
+    for n in (20, 10):
+        same = make_table(paths[:n], np.tile([0.8, 0.2], (n, 1)), ("x", "y"), label=["x"] * n)
+        entry = compute(same)[key]
+        assert entry["value"] == pytest.approx(0.2)
+        assert entry["low"] < 0.15 < 0.25 < entry["high"] < 1
+        widths.append(entry["high"] - entry["low"])
+    assert widths[1] > widths[0]
+
+
+def test_one_group_and_rows_without_a_group_are_not_called_all_of_one_group():
+    table = fake(40, groups=1)
+    assert any("come from one group: the intervals" in line for line in compute(table)["warnings"])
+    table.group[:7] = ""
+    lines = compute(table)["warnings"]
+    assert any("7 rows have no group" in line for line in lines)
+    assert not any("All images come from one group" in line for line in lines)
+
+
 def test_unlabelled_rows_do_not_count_and_none_labelled_is_refused():
     table = fake(40)
     blank = make_table(["x"], np.array([[0.2, 0.3, 0.5]]), table.classes, seed=0)

@@ -133,8 +133,8 @@ def auprc_of(rows: Outcome, k: int) -> Statistic:
     """Average precision of class k against the rest: mean over its images of the precision at their score."""
     real, scores = rows.truth == k, rows.probabilities[:, k]
     positives = int(real.sum())
-    if not positives:
-        return undefined(len(real), "no image of this class")
+    if positives in (0, len(real)):  # without another class every order of the images has precision 1
+        return undefined(len(real), "no image of another class" if positives else "no image of this class")
     levels, place = np.unique(scores, return_inverse=True)
     hits = np.bincount(place, real, minlength=len(levels))
     reached = np.bincount(place, minlength=len(levels))[::-1].cumsum()[::-1]  # rows at or above each level
@@ -154,7 +154,7 @@ def macro_auroc(rows: Outcome) -> Statistic:
 def macro_auprc(rows: Outcome) -> Statistic:
     """Mean average precision over the classes present."""
     k = rows.probabilities.shape[1]
-    return average([auprc_of(rows, i) for i in range(k)], len(rows.truth), "no class is present")
+    return average([auprc_of(rows, i) for i in range(k)], len(rows.truth), "fewer than two classes are present")
 
 
 def mcc(rows: Outcome) -> Statistic:

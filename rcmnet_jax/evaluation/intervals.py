@@ -105,8 +105,7 @@ def interval(
     error, degrees = _error(units, parts, by_class, 1.0 if units.grouped else tails)
     step = float(stats.t.ppf(QUANTILE, degrees)) * error if error > 1e-12 else 0.0
     if step == 0:
-        low, high = _without_variance(units, value, scale)
-        method = f"Wilson score limits over {units.name}, of which none differs from another"
+        (low, high), method = without_variance(units, value, scale)
     else:
         low, high = _on_scale(value, step, scale)
         method = f"t interval over {units.name} ({degrees:.3g} degrees of freedom), {_SCALES[scale]} scale"
@@ -171,14 +170,17 @@ def _on_scale(value: float, step: float, scale: str) -> tuple[float, float]:
     return start + width * float(low), start + width * float(high)
 
 
-def _without_variance(units: Units, value: float, scale: str) -> tuple[float, float]:
-    """Limits where all units agree, as when all are right: the rarest class's units bound what may yet be seen."""
+def without_variance(units: Units, value: float, scale: str) -> tuple[tuple[float, float], str]:
+    """Limits where all units agree, as when all are right, and their method: the rarest class's units bound what may
+    yet be seen. One unit alone bounds nothing.
+    """
+    method = f"Wilson score limits over {units.name}, of which none differs from another"
     held = units.per_class()
     count = units.count
     present = held[held > 0]
     unseen = math.sqrt(sum((1 - wilson(1.0, int(k))[0]) ** 2 for k in present)) / len(present)
     unseen = 1.0 if count < 2 else max(unseen, 1 - wilson(1.0, count)[0])
     if scale == "positive":
-        return 0.0, value + 2 * unseen
+        return (0.0, value + 2 * unseen), method
     low = -1.0 if scale == "signed" else 0.0
-    return max(low, value - unseen * (1 - low)), min(1.0, value + unseen * (1 - low))
+    return (max(low, value - unseen * (1 - low)), min(1.0, value + unseen * (1 - low))), method

@@ -228,7 +228,7 @@ def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
         said.append(
             f"Only {len(groups)} groups: the t intervals over groups are wide and rough. Read the values per group."
         )
-    if len(groups) == 1:
+    if len(groups) == 1 and (table.group != "").all():
         said.append("All images come from one group: the intervals say nothing about other groups.")
     if not groups:
         said.append("No groups are given: if images share patients or smears, the intervals are too narrow.")

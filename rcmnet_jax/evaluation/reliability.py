@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rcmnet_jax.evaluation.influence import Outcome
-from rcmnet_jax.evaluation.intervals import Units, bounded
+from rcmnet_jax.evaluation.intervals import Units, bounded, without_variance
 from rcmnet_jax.evaluation.table import Floats, Ints
 
 BINS = 15
@@ -79,7 +79,9 @@ def _inverted(units: Units, parts: list[list[tuple[Floats, Ints]]], what: str, s
     interval asks which true gaps, s times those seen, would give an ECE such as the one seen once sampling noise
     (normal, with the covariance of units) is added: it holds all s for which the seen ECE is within the
     central 95%; `corrected` is the s whose median is the seen ECE, times it. Noise may also have hidden gaps, so the
-    upper limit is at least the 97.5% quantile of the ECE with noise added, less the bias that this adds.
+    upper limit is at least the 97.5% quantile of the ECE with noise added, less the bias that this adds. Where no unit
+    differs from another there is no noise to go by, and the limits are those of `without_variance`; of one unit alone
+    the bias is not known, and `corrected` is None.
 
     Args:
       parts: for each seed its binnings, each as residuals and bins, both (n,), whose gaps add up.
@@ -89,8 +91,12 @@ def _inverted(units: Units, parts: list[list[tuple[Floats, Ints]]], what: str, s
         each = [np.bincount(place, residual) / len(rows) for residual, place in binnings]
         pulls += [_pulls(units, rows, *binning, gap) for binning, gap in zip(binnings, each, strict=True)]
         seen.append(np.concatenate(each))
-    noise = _noise(np.concatenate(pulls, axis=1), [len(gap) for gap in seen], np.random.default_rng(seed))
+    joint = np.concatenate(pulls, axis=1)
     value = float(np.mean([np.abs(gap).sum() for gap in seen]))
+    if np.abs(joint).max() < 1e-12:
+        (low, high), method = without_variance(units, value, "unit")
+        return {**bounded(value, low, high, f"{what}; {method}"), "corrected": value if units.count > 1 else None}
+    noise = _noise(joint, [len(gap) for gap in seen], np.random.default_rng(seed))
     curve = _Curve(seen, noise)
     low, middle, high = (curve.scale(value, share) * value for share in (0.975, 0.5, 0.025))
     high = max(high, curve.quantile(1.0, 0.975) - (curve.mean(1.0) - value))
