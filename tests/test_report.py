@@ -1,21 +1,17 @@
 """The report says it all in one file, takes nothing from outside, and lets no name from the data become markup."""
 
 import dataclasses
-import json
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute
-from rcmnet_jax.evaluation.tables import make_table, read_table, write_table
-from rcmnet_jax.report import DataFacts, ReportInputs, evaluate_tables, render
-from rcmnet_jax.report.figures import legible
+from rcmnet_jax.evaluation.tables import make_table
+from rcmnet_jax.report import DataFacts, ReportInputs, render
 from rcmnet_jax.report.inputs import Embedding
-from rcmnet_jax.report.plots import short
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -79,6 +75,10 @@ class Page(HTMLParser):
 
 def full(table):
     metrics = compute(table)
+    other = make_table(table.path, np.roll(table.probabilities, 1, 1), table.classes, label=table.label)
+    comparison = {**compare({"transfer": table, "scratch": other}), "sentences": ["transfer beats scratch."]}
+    counts = dict.fromkeys(table.classes, 9)
+    data = DataFacts("source", "synthetic:pbc", 80, 0, 82, {"no image": 2}, counts, synthetic=True)
     log = [
         {"stage": f"transfer/seed_0/fold_{f}", "kind": "train", "step": s, "loss": 2 / s, "learning_rate": 0.1}
         for f in range(2)
@@ -89,12 +89,12 @@ def full(table):
         metrics=metrics,
         title="A to B",
         model="rcmnet, 64 px",
-        data=[DataFacts("source", "synthetic:pbc", 80, found=82, skipped={"no image": 2}, synthetic=True)],
+        data=[data],
         arms={"transfer": metrics, "scratch": compute(example(signal=0.5))},
         log=log,
         images=picture,
         findings=[{"level": "error", "name": "leak", "message": "a.png is b.png"}],
-        comparison={"sentences": ["transfer beats scratch."]},
+        comparison=comparison,
         notes=["a note"],
         provenance={"Config": {"seed": 0}},
     )
@@ -162,33 +162,6 @@ def test_names_from_the_data_stay_text():
     assert "&lt;script&gt;alert(1)" in text
 
 
-def said(figure):
-    """What a figure's SVG says: its texts, and the words for those who cannot see it."""
-    root = ElementTree.fromstring(figure)
-    return ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")], root.attrib["aria-label"]
-
-
-@pytest.mark.parametrize("classes", [HOSTILE[::2], HOSTILE[1::2]])
-def test_names_are_the_same_text_in_every_figure_and_its_file(tmp_path, classes):
-    table = example(300, classes)
-    table = dataclasses.replace(table, group=np.array([HOSTILE[i % len(HOSTILE)] for i in range(300)]))
-    write_table(table, tmp_path / "var(--x).csv")
-    write_table(table, tmp_path / "b.csv")
-    evaluate_tables([tmp_path / "var(--x).csv", tmp_path / "b.csv"], tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert Page(page).open == []
-    assert "\x08" not in page
-    inline = [said(svg) for svg in re.findall('<svg class="plot".*?</svg>', page, re.DOTALL)]
-    files = {file.stem: said(file.read_bytes()) for file in (tmp_path / "out" / "figures").glob("*.svg")}
-    assert sorted(inline) == sorted(files.values())
-    texts, label = files["roc_pr"]
-    for name in classes:
-        assert f"{legible(name)} 0." in label
-        assert any(text.startswith(f"{short(name)}  0.") for text in texts)
-    assert {short(name, 10) for name in HOSTILE} <= set(files["per_group"][0])
-    assert "var(--x)" in files["forest_balanced_accuracy"][0]
-
-
 def test_every_image_and_figure_has_a_text_and_the_page_can_be_walked_by_keyboard(text):
     page = Page(text)
     for tag, attributes in page.tags:
@@ -204,6 +177,25 @@ def test_every_image_and_figure_has_a_text_and_the_page_can_be_walked_by_keyboar
     assert targets[0] == "main"
     assert set(targets) <= set(ids)
     assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_every_table_can_be_scrolled_by_keyboard_and_has_a_name(text):
+    boxes = [a for tag, a in Page(text).tags if a.get("class") == "scroll"]
+    assert len(boxes) == sum(tag == "table" for tag, _ in Page(text).tags) == 10
+    assert all((box.get("tabindex"), box.get("role")) == ("0", "region") for box in boxes)
+    assert len({box["aria-label"] for box in boxes}) == 10
+
+
+def test_reasons_of_values_that_are_undefined_can_be_read_without_a_mouse():
+    table = example(groups=0)
+    words = " ".join(Page(render(ReportInputs(table=table.select(table.label == "blast")))).words)
+    for reason in ("fewer than two classes are present", "no image of this class", "no image of another class"):
+        assert reason in words
+    alone = table.select(np.arange(1))
+    comparison = compare({"a": alone, "b": alone})
+    words = " ".join(Page(render(ReportInputs(table=alone, comparison=comparison))).words)
+    assert "there is but one group or image" in words
+    assert "one image alone" in words
 
 
 def test_a_table_alone_makes_a_report_that_says_what_it_lacks():
@@ -277,38 +269,3 @@ def test_three_thousand_images_stay_under_five_megabytes():
     noisy = dict.fromkeys(("heat", "attention"), noise)
     inputs = dataclasses.replace(rich(table), images=lambda _: noise, explain=lambda rows: [noisy] * len(rows))
     assert len(render(inputs).encode()) < 5_000_000
-
-
-def test_evaluating_tables_writes_the_contracts_files(tmp_path):
-    write_table(example(), tmp_path / "a.csv")
-    write_table(example(signal=1.0), tmp_path / "b.csv")
-    found = evaluate_tables([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "out", picture)
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["top1"] == found["top1"]
-    assert metrics == json.loads(json.dumps(compute(read_table(tmp_path / "a.csv"), provenance=metrics["provenance"])))
-    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert comparison["sentences"][0] in " ".join(Page((tmp_path / "out" / "report.html").read_text()).words)
-    drawn = sorted((tmp_path / "out" / "figures").glob("*.svg"))
-    assert len(drawn) >= 5
-    for file in drawn:
-        assert ElementTree.parse(file).getroot().tag.endswith("svg")
-        assert "var(--" not in file.read_text()
-
-
-def test_evaluating_one_table_writes_no_comparison(tmp_path):
-    write_table(example(), tmp_path / "a.csv")
-    evaluate_tables([tmp_path / "a.csv"], tmp_path / "out")
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {"metrics.json", "report.html", "figures"}
-
-
-def test_evaluating_refuses_before_it_writes(tmp_path):
-    write_table(example(), tmp_path / "a.csv")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file"):
-        evaluate_tables([tmp_path / "a.csv"], tmp_path / "file")
-    with pytest.raises(UserError, match="given twice"):
-        evaluate_tables([tmp_path / "a.csv", tmp_path / "a.csv"], tmp_path / "out")
-    write_table(example(classes=("x", "y")), tmp_path / "c.csv")
-    with pytest.raises(UserError, match="same classes"):
-        evaluate_tables([tmp_path / "a.csv", tmp_path / "c.csv"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
