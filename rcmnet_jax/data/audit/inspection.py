@@ -76,7 +76,8 @@ def pictures(prepared: PreparedSet, rows: npt.NDArray[np.int64]) -> Pixels:
         reach = min(max(height, width) / 2, *middle, *(side - place for place in middle))
         box = [place + sign * reach for sign in (-1, 1) for place in middle]
         scaled = tuple(edge * rule.size / side for edge in box)
-        made[i] = Image.fromarray(images[i]).resize((rule.size, rule.size), Image.Resampling.BILINEAR, scaled)
+        whole = Image.fromarray(images[i]).resize((rule.size, rule.size), Image.Resampling.BILINEAR, scaled)
+        made[i] = np.asarray(whole)
     return made
 
 
