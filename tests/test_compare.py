@@ -1,5 +1,7 @@
 """Comparisons are paired, by group, corrected for their number, and say in words what can be said."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -94,6 +96,40 @@ def test_only_common_images_count_and_it_says_so():
     found = compare({"a": model(a), "b": table.select(np.arange(60))})
     assert found["images"] == 60
     assert found["warnings"][0].startswith("a: 40 rows left out")
+
+
+def test_tables_that_disagree_on_groups_or_files_are_warned_of_and_settled_whatever_their_order():
+    a, b, c = masks(120, 0.9, 0.85, 0.8)
+    tables = {"a": model(a, groups=20), "b": model(b, groups=20), "c": model(c, groups=12)}
+    agreed = compare({"a": tables["a"], "b": tables["b"]})
+    assert (agreed["groups"], [line for line in agreed["warnings"] if "different" in line]) == (20, [])
+    tables["b"].group[:] = [f"g{(int(name[1:]) + 1) % 20}" for name in tables["b"].group]
+    tables["c"].group[0] = ""  # so that its groups are not the fullest
+    found = [compare(dict(sorted(tables.items(), key=lambda item: order.index(item[0])))) for order in ("abc", "acb")]
+    for each in found:
+        assert each["groups"] == 20
+        assert each["warnings"][0].startswith("120 images have different groups in the tables")
+    pairs = [{pair["second"]: pair["top1"]["low"] for pair in each["pairs"]} for each in found]
+    assert pairs[0] == pairs[1]
+    tables["c"].group[0] = "g0"
+    assert {compare({name: tables[name] for name in order})["groups"] for order in ("abc", "cab")} == {12}
+
+
+def test_groups_that_one_table_lacks_come_from_another_without_a_warning():
+    a, b = masks(60, 0.9, 0.8)
+    found = compare({"a": model(a), "b": model(b, groups=12)})
+    assert found["groups"] == 12
+    assert found["warnings"] == []
+
+
+def test_other_files_under_the_same_path_are_warned_of():
+    a, b = masks(30, 0.9, 0.8)
+    first, second = model(a, groups=15), model(b, groups=15)
+    first = dataclasses.replace(first, sha256=np.array(["AB" * 32] * 30))
+    second = dataclasses.replace(second, sha256=np.array(["ab" * 32] * 26 + ["cd" * 32] * 3 + [""]))
+    assert compare({"a": first, "b": second})["warnings"] == [
+        "3 images have different sha256 in the tables: other files under the same path."
+    ]
 
 
 def test_seeds_are_averaged_before_they_are_compared():

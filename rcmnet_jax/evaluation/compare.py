@@ -26,7 +26,8 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
     For each pair and metric: the difference, a 95% paired bootstrap interval and two-sided p-value (images, or groups
     where there are any, drawn with replacement, the same for both; studentised, so that few groups give wide limits).
     For top-1 also McNemar's exact test, which needs independent images and one seed. Holm's correction over all pairs
-    keeps the chance of any false claim at 5%.
+    keeps the chance of any false claim at 5%. Tables that disagree on an image's group are settled by `_grouping`, and
+    a warning says so, as it does where they disagree on a file's SHA-256.
 
     Returns:
       {"reference", "images", "groups", "classes", "pairs": [...], "sentences": [...], "warnings": [...]}
@@ -38,6 +39,8 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
         raise UserError("a comparison needs at least two tables. Give another one.")
     names = list(tables)
     aligned, dropped = _aligned(tables)
+    clashes = _clashes(aligned)
+    aligned = _regrouped(aligned)
     units = make_units(aligned[names[0]])
     pairs = [_pair(units, aligned[names[0]], aligned[name], names[0], name, seed) for name in names[1:]]
     for metric in COMPARED:
@@ -53,7 +56,7 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
         "classes": list(first.classes),
         "pairs": pairs,
         "sentences": [sentence(pair) for pair in pairs],
-        "warnings": _warnings(dropped, units, groups),
+        "warnings": [*clashes, *_warnings(dropped, units, groups)],
     }
 
 
@@ -114,22 +117,58 @@ def _aligned(tables: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, i
         )
     aligned, dropped = {}, {}
     labels: dict[str, str] = {}
-    groups: dict[str, str] = {}
     for name, table in tables.items():
         keep = np.array([path in common and label != "" for path, label in zip(table.path, table.label, strict=True)])
         dropped[name] = int((~keep).sum())
         kept = reorder(table, classes).select(keep)
-        for path, label, group in zip(kept.path.tolist(), kept.label.tolist(), kept.group.tolist(), strict=True):
+        for path, label in zip(kept.path.tolist(), kept.label.tolist(), strict=True):
             if labels.setdefault(path, label) != label:
                 raise UserError(f"{name}: '{path}' is '{label}' here but '{labels[path]}' in another table. Mend one.")
-            groups[path] = groups.get(path) or group
         aligned[name] = kept
-    grouped = {name: _regrouped(table, groups) for name, table in aligned.items()}
-    return grouped, dropped
+    return aligned, dropped
 
 
-def _regrouped(table: Table, groups: Mapping[str, str]) -> Table:
-    return dataclasses.replace(table, group=np.array([groups[path] for path in table.path.tolist()], dtype=np.str_))
+def _clashes(tables: Mapping[str, Table]) -> list[str]:
+    """Warnings of images of which the tables, or two rows of one, name different groups or SHA-256."""
+    found: dict[str, dict[str, set[str]]] = {"group": {}, "sha256": {}}
+    for table in tables.values():
+        for column, named in found.items():
+            for path, value in zip(table.path.tolist(), getattr(table, column).tolist(), strict=True):
+                if value:
+                    named.setdefault(path, set()).add(value.lower() if column == "sha256" else value)
+    count = {column: sum(len(values) > 1 for values in named.values()) for column, named in found.items()}
+    said = []
+    if count["group"]:
+        said.append(
+            f"{count['group']} images have different groups in the tables: those of the table with the fewest images "
+            "without a group, then the fewest groups, are used."
+        )
+    if count["sha256"]:
+        said.append(f"{count['sha256']} images have different sha256 in the tables: other files under the same path.")
+    return said
+
+
+def _grouping(tables: Mapping[str, Table]) -> dict[str, str]:
+    """The group of each path, '' for none, whatever the order of the tables.
+
+    Groups are taken of one table as a whole, since a mixture of two groupings can be finer than both: the one with the
+    fewest images without a group; of equals that with the fewest groups, whose intervals are the widest; of equals the
+    alphabetically first. What it leaves empty comes from the next one by that order.
+    """
+    given = []
+    for table in tables.values():
+        rows = sorted(zip(table.path.tolist(), table.group.tolist(), strict=True), reverse=True)
+        given.append({path: group for path, group in rows if group})  # rows that differ: the first by the alphabet
+    given.sort(key=lambda groups: (-len(groups), len(set(groups.values())), sorted(groups.items())))
+    return {path: group for groups in reversed(given) for path, group in groups.items()}
+
+
+def _regrouped(tables: Mapping[str, Table]) -> dict[str, Table]:
+    groups = _grouping(tables)
+    return {
+        name: dataclasses.replace(table, group=np.array([groups.get(p, "") for p in table.path.tolist()], np.str_))
+        for name, table in tables.items()
+    }
 
 
 def _outcomes(table: Table) -> list[tuple[Ints, Outcome]]:
