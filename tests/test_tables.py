@@ -105,9 +105,11 @@ def test_a_bad_field_is_named_with_file_and_line(tmp_path, change, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "column 'path' is missing"),
+        (b"", "columns 'path', 'sha256', "),
         (b"\xff\xfe\x00", "not UTF-8"),
-        (b"a,b\n1,2\n", "column 'path' is missing"),
+        (b"a,b\n1,2\n", ", 'ood' and 'p_CLASS' for each class are missing. Add them;"),
+        (",".join(HEADER[1:]).encode(), "line 1: column 'path' is missing. Add it;"),
+        (",".join(HEADER[2:-4] + HEADER[-2:]).encode(), "columns 'path', 'sha256', 'abstain' and 'ood' are missing"),
         (",".join(HEADER).encode(), "no rows"),
         (",".join([*HEADER, "p_x"]).encode() + b"\n", "'p_x' stands twice"),
         (",".join(COLUMNS).encode() + b"\n", "0 probability columns"),

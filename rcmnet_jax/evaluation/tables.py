@@ -80,17 +80,23 @@ def _classes(path: Path, header: list[str]) -> tuple[str, ...]:
     for name in header:
         if header.count(name) > 1:
             raise UserError(f"{path}, line 1: column '{name}' stands twice. Keep one.")
-    for name in COLUMNS:
-        if name not in header:
-            raise UserError(
-                f"{path}, line 1: column '{name}' is missing. Add it; its fields may be empty where unknown."
-            )
     classes = tuple(name[2:] for name in header if name.startswith("p_"))
+    if missing := [f"'{name}'" for name in COLUMNS if name not in header]:
+        missing += ["'p_CLASS' for each class"] * (len(classes) < 2)
+        said = f"column {missing[0]} is" if len(missing) == 1 else f"columns {_listed(missing)} are"
+        raise UserError(
+            f"{path}, line 1: {said} missing. Add {'it' if len(missing) == 1 else 'them'}; "
+            "only path and the probabilities need a value in every row."
+        )
     if len(classes) < 2:
         raise UserError(f"{path}, line 1: {len(classes)} probability columns, at least 2 needed. Name them p_CLASS.")
     if "" in classes:
         raise UserError(f"{path}, line 1: column 'p_' names no class. Name it p_CLASS.")
     return classes
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 @dataclass
