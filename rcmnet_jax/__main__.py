@@ -90,10 +90,16 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rcmnet_jax.console import Console
+    from rcmnet_jax.evaluation.metrics import summary_rows
     from rcmnet_jax.report import evaluate_tables
 
-    evaluate_tables(arguments.tables, arguments.output, arguments.images)
-    Console().say(f"Report: {arguments.output / 'report.html'}")
+    console, metrics = Console(), evaluate_tables(arguments.tables, arguments.output, arguments.images)
+    groups = f" of {metrics['groups']} groups" if metrics["groups"] else ""
+    title = f"{arguments.tables[0]}: {metrics['n']} images{groups}"
+    console.table(title, ["metric", "value", "95% interval"], summary_rows(metrics))
+    for line in metrics.get("comparison", {}).get("sentences", []):
+        console.say(line)
+    console.say(f"Report: {arguments.output / 'report.html'}")
 
 
 def _audit(arguments: argparse.Namespace) -> None:

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from rcmnet_jax.__main__ import parser
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.metrics import compute, summary_rows
 from rcmnet_jax.evaluation.tables import read_table, write_table
 from rcmnet_jax.report import evaluate_tables
 from rcmnet_jax.report.figures import legible
@@ -50,6 +51,22 @@ def test_evaluating_refuses_before_it_writes(tmp_path):
     with pytest.raises(UserError, match="same classes"):
         evaluate_tables([tmp_path / "a.csv", tmp_path / "c.csv"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_the_main_values_with_their_intervals(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, signal in (("a", 2.0), ("b", 0.5)):
+        write_table(example(signal=signal), tmp_path / f"{name}.csv")
+    tables = [str(tmp_path / f"{name}.csv") for name in "ab"]
+    arguments = parser().parse_args(["evaluate", *tables, "--output", str(tmp_path / "out")])
+    arguments.run(arguments)
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines()]
+    for row in summary_rows(compute(read_table(tmp_path / "a.csv"))):
+        assert " ".join(row).split() in rows
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert comparison["sentences"][0] in printed
+    assert rows[-1] == ["Report:", str(tmp_path / "out" / "report.html")]
 
 
 def said(figure):
