@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import PBC, SMOKE, change, config_dict
+from configs.base import PBC, REAL, SMOKE, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -35,6 +35,18 @@ class Study:
 
 _PBC: Changes = {"source": {"data": "{pbc}", "splits": "{split}"}, "target": {"data": "none"}}
 _WEIGHTS: Changes = {"source": {"init_from": "{weights}"}}
+
+# Transfers start from bundles of the study "pbc", which the command is told the places of.
+_TRANSFER: Changes = {
+    "source": {"data": "none"},
+    "target": {**REAL, "arms": ("transfer", "probe", "shortcut")},
+    "evaluation": {"views": "dihedral"},
+}
+_STARTS: dict[str, Changes] = {
+    "ImageNet, then PBC": {"source": {"init_from": "{imagenet_pbc}"}},
+    "ImageNet": {"source": {"init_from": "{weights}"}},
+    "PBC": {"source": {"init_from": "{pbc_alone}"}},
+}
 
 
 def _with(*parts: Changes) -> Changes:
@@ -95,6 +107,17 @@ STUDIES: dict[str, Study] = {
         _with(_PBC, {"source": PBC, "evaluation": {"views": "dihedral"}}),
         {"64 px, ImageNet": _WEIGHTS, "64 px, random": {}, "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128})},
         primary="top1",
+    ),
+    "red-cells": Study(
+        "Does the public set help on red cells (Chula, 5 folds by smear), and from which start?",
+        _with(_TRANSFER, {"target": {"data": "{chula}", "crop": 0.75}}),
+        _STARTS,
+    ),
+    "t-cells": Study(
+        "Does the public set help on T cells without a stain (4 donors, one left out at a time)?",
+        _with(_TRANSFER, {"target": {"data": "{tcell}", "epochs": 20.0}}),
+        {f"{name}, {words}": _with(start, {"target": {"frame": frame}}) for name, start in _STARTS.items()
+         for words, frame in (("frame 52", 52), ("whole", 0))},
     ),
     "smoke": Study(
         "Does the study's command work? Toy size, synthetic cells; says nothing of any switch.",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import PBC, SMOKE, change, choose
+from configs.base import PBC, REAL, SMOKE, change, choose
 from rcmnet_jax.config import ExperimentConfig, to_dict
 from rcmnet_jax.recipes import RECIPES
 
@@ -31,7 +31,7 @@ def get_config(preset: str = "") -> ConfigDict:
     real = change(
         default,
         source=PBC,
-        target={"epochs": 40.0, "optimizer": {"learning_rate": 0.2}},
+        target=REAL,
         evaluation={"views": "dihedral"},
     )
     bfloat16 = {"precision": "bfloat16"}
