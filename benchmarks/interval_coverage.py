@@ -68,6 +68,7 @@ SETTINGS = (
     Setting(2000, 2, 1.5, groups=100, spread=0.7),
     Setting(1000, 8, 3.0, groups=100, spread=1.0, imbalance=3),
     Setting(2000, 4, 4.0, groups=100, spread=1.0, imbalance=5),
+    Setting(1800, 8, 4.5, groups=100, spread=0.7, imbalance=4),
     Setting(900, 3, 2.0, groups=30, spread=0.7),
     Setting(500, 3, 2.0, groups=10, spread=0.7),
     Setting(400, 3, 2.0, groups=6, spread=0.7),

@@ -31,7 +31,7 @@ PBC: dict[str, Any] = {
     },
 }  # fmt: skip
 # A few hundred real cells: 40 epochs are some 800 updates a fold.
-REAL: dict[str, Any] = {"epochs": 40.0, "optimizer": {"learning_rate": 0.4}}
+REAL: dict[str, Any] = {"epochs": 40.0, "optimizer": {"learning_rate": 0.2}}
 
 
 def config_dict(config: ExperimentConfig) -> ConfigDict:
