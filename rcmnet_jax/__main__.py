@@ -50,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
         "--adapt-parts", metavar="A,B", default="", help="some of scale,colour,norm, for study; all without"
     )
 
+    predict.add_argument(
+        "--classes", metavar="A,B,...", default="", help="all classes that the images can be of, where you know them"
+    )
+
     evaluate = command("evaluate", _evaluate, "Metrics with intervals, and a report, from predictions tables.")
     evaluate.add_argument("tables", nargs="+", type=Path, metavar="TABLE.csv")
     evaluate.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -85,7 +89,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise UserError("Command line: --adapt-parts is for use with --adapt. Add it.")
     parts = parts_of(arguments.adapt_parts) if arguments.adapt_parts else PARTS
     adapt = parts if arguments.adapt else ()
-    predict(arguments.bundle, arguments.data, arguments.output, adapt=adapt, explain=arguments.explain)
+    classes = [name.strip() for name in arguments.classes.split(",") if name.strip()]
+    predict(arguments.bundle, arguments.data, arguments.output, adapt=adapt, explain=arguments.explain, classes=classes)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

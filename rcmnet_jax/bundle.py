@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rcmnet_jax.config import VIEWS, ModelConfig, from_dict, to_dict
+from rcmnet_jax.config import VIEWS, ModelConfig, from_dict, suggestion, to_dict
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
@@ -41,6 +41,7 @@ class Bundle:
     provenance: Mapping[str, Any]
     calibration: Mapping[str, Any] = field(default_factory=dict)
     views: str = "one"  # of each image, as `evaluation.predict.respond` takes them
+    possible: tuple[str, ...] = ()  # all that the images at hand can be, where that is known; empty: any of the classes
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
         """Logits (N, K) float32 of prepared images, uint8 (N, S, S, 3)."""
@@ -66,7 +67,25 @@ class Bundle:
 
         found = self.responses(images, placement)
         seen = novelty.spaces(images, found.embedding) if "ood" in self.calibration else None
-        return calibration.apply(self.calibration, found.logits, self.classes, seen)
+        logits = found.logits
+        if self.possible:
+            logits = np.where(np.isin(self.classes, self.possible), logits, -np.inf)
+        return calibration.apply(self.calibration, logits, self.classes, seen)
+
+    def among(self, names: Sequence[str]) -> Bundle:
+        """The bundle for images of which it is known that they are of these classes alone.
+
+        Raises:
+          UserError: a name that is none of its classes, or fewer than two.
+        """
+        for name in names:
+            if name not in self.classes:
+                raise UserError(f"--classes: '{name}' is no class of this bundle{suggestion(name, self.classes)}")
+        if len(set(names)) < 2:
+            raise UserError(
+                f"--classes={','.join(names)}: names fewer than two classes. Give all that the set can hold."
+            )
+        return dataclasses.replace(self, possible=tuple(names))
 
 
 def write(folder: Path, bundle: Bundle, card: str = "") -> None:

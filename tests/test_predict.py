@@ -6,10 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from rcmnet_jax import bundle as bundles
 from rcmnet_jax.config import ModelConfig
+from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.apply import predict
+from rcmnet_jax.evaluation.calibration import abstain
 from rcmnet_jax.evaluation.predict import BATCH, forward, reestimate, respond
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
+from tests.bad_input.case import BUNDLE
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +63,27 @@ def test_reestimated_statistics_are_the_mean_of_the_batches_moments(model, image
     for name in ("mean", "var"):
         wanted = np.mean([part["bn1"][name] / 0.1 for part in first], axis=0)
         np.testing.assert_allclose(found["bn1"][name], wanted, rtol=2e-4, atol=1e-4)
+
+
+def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(tmp_path):
+    names = bundles.load(BUNDLE).classes
+    whole = predict(BUNDLE, "synthetic:cart-tiny", tmp_path / "all.csv")
+    some = predict(BUNDLE, "synthetic:cart-tiny", tmp_path / "some.csv", classes=names[1:])
+    assert names[0] in whole.prediction.tolist(), "or nothing is shown"
+    assert names[0] not in some.prediction.tolist()
+    rest = whole.probabilities[:, 1:] / whole.probabilities[:, 1:].sum(1, keepdims=True)
+    np.testing.assert_allclose(some.probabilities, np.pad(rest, ((0, 0), (1, 0))), atol=1e-6)
+
+
+def test_a_class_that_cannot_be_makes_nobody_abstain():
+    sure = np.array([[0.0, 0.05, 0.95]])
+    levels = {"a": 1.0, "b": 0.1, "c": 0.1}
+    assert abstain(sure, levels, "abc").tolist() == [True]
+    assert abstain(sure, levels, "abc", sure > 0).tolist() == [False]
+
+
+@pytest.mark.parametrize(("classes", "said"), [(("monocyt",), "'monocyt' is no class"), ((), "fewer than two classes")])
+def test_classes_of_a_set_are_those_of_the_bundle_and_two_at_least(classes, said):
+    bundle = bundles.load(BUNDLE)
+    with pytest.raises(UserError, match=f"^--classes.*{said}"):
+        bundle.among((*classes, bundle.classes[0]))

@@ -25,13 +25,22 @@ from rcmnet_jax.files import write_atomic
 from rcmnet_jax.training.sharding import Placement
 
 
-def predict(folder: Path, spec: str, output: Path, *, adapt: Sequence[str] = (), explain: Path | None = None) -> Table:
+def predict(
+    folder: Path,
+    spec: str,
+    output: Path,
+    *,
+    adapt: Sequence[str] = (),
+    explain: Path | None = None,
+    classes: Sequence[str] = (),
+) -> Table:
     """Applies the bundle at `folder` to the images that `spec` names, and writes the table to `output`.
 
     Args:
       adapt: parts of `adapt.PARTS` by which these images and the bundle are first brought together, for another
         laboratory's stain, camera and scale; uses no labels. What was found goes to FILE.adapt.json.
       explain: a new folder for a picture of each image, with what the network looked at.
+      classes: all classes that the images can be of, where that is known; the others get probability 0.
 
     Raises:
       UserError: a bundle or images that cannot be used, or a place that cannot be written to.
@@ -42,6 +51,9 @@ def predict(folder: Path, spec: str, output: Path, *, adapt: Sequence[str] = (),
         check_folder(explain)
     runtime.enable_compilation_cache()
     bundle, console = bundles.load(folder), Console()
+    if classes:
+        bundle = bundle.among(classes)
+        console.say(f"Taken as known: the images are of {', '.join(classes)} alone.")
     data = prepare(spec, bundle.rule, labelled=False, keep=False)
     intake.report_skipped("predict", data, console)
     placement = Placement.everywhere()

@@ -106,9 +106,14 @@ def prediction_sets(probabilities: Floats, thresholds: Mapping[str, float], clas
     return sets
 
 
-def abstain(probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str]) -> Mask:
-    """(N,): whether the prediction set is anything but the one predicted class: none fits, or more than one does."""
-    sets = prediction_sets(probabilities, thresholds, classes)
+def abstain(
+    probabilities: Floats, thresholds: Mapping[str, float], classes: Sequence[str], possible: Mask | bool = True
+) -> Mask:
+    """(N,): whether the prediction set is anything but the one predicted class: none fits, or more than one does.
+
+    A class that is not `possible`, (N, K), is in no set.
+    """
+    sets = prediction_sets(probabilities, thresholds, classes) & possible
     told = sets[np.arange(len(sets)), probabilities.argmax(1)]
     unsure: Mask = (sets.sum(1) != 1) | ~told
     return unsure
@@ -210,7 +215,7 @@ def apply(
 ) -> Calibrated:
     """Calibrated probabilities and flags of logits (N, K), by the content of calibration.json (may be empty).
 
-    `seen` holds what `novelty.spaces` gives for the same images; without it only an energy can flag them.
+    A class that cannot be has the logit -inf. `seen` holds what `novelty.spaces` gives for the same images; without it only an energy can flag them.
 
     Raises:
       UserError: a calibration that does not fit these classes, or is not one.
@@ -223,7 +228,7 @@ def apply(
         p = apply_temperature(logits, temperature)
         flags, strange = unknown, unknown
         if "conformal" in facts:
-            flags = abstain(p, facts["conformal"]["thresholds"], classes).astype(np.int64)
+            flags = abstain(p, facts["conformal"]["thresholds"], classes, np.isfinite(logits)).astype(np.int64)
         if facts.get("ood", {}).get("score") == "energy":
             strange = (energy(logits) > float(facts["ood"]["threshold"])).astype(np.int64)
         elif facts.get("ood") and seen is not None:
