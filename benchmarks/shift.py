@@ -1,6 +1,6 @@
 """How a bundle stands other laboratories' images: shifts of our own, by strength, with and without `predict --adapt`.
 
-    python -m benchmarks.shift BUNDLE DATA --splits SPLITS.csv [--mix white] [--laboratories 12] [--output FILE.json]
+    python -m benchmarks.shift BUNDLE DATA --splits SPLITS.csv [--mix white [--known]] [--laboratories 12] [--output FILE.json]
 
 Validation images are changed as another laboratory would change them (benchmarks/shifted.py): one change for all images
 of a set, with a little spread among them. A cell of the table is the balanced accuracy in per cent, over the classes
@@ -49,7 +49,7 @@ def main() -> None:
     for name, level, change in sets(args):
         rng = np.random.default_rng(0)
         moved = [change(image, LEVELS[level], rng) if change else image for image in images]
-        row = {arm: balanced(bundle, moved, labels, ARMS[arm]) for arm in args.arms}
+        row = {arm: balanced(bundle, moved, labels, ARMS[arm], known=args.known) for arm in args.arms}
         rows.append({"shift": name, "strength": level, "arms": row})
         cells = [f"{100 * found['value']:.1f} ± {196 * found['error']:.1f}" for found in row.values()]
         print(f"| {name} | {level} | " + " | ".join(cells) + " |", flush=True)
@@ -69,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--mix", choices=("equal", "white"), default="equal", help="of classes: all alike, or a count's"
     )
+    parser.add_argument("--known", action="store_true", help="which classes a set holds is known: predict --classes")
     parser.add_argument("--arms", nargs="+", default=["none", "norm", "scale, colour", "all"], choices=ARMS)
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS)
     parser.add_argument("--only", default="", help="part of the names of the shifts to show")
@@ -116,11 +117,16 @@ def with_appearance(bundle: Bundle, data: str, splits: str) -> Bundle:
     return dataclasses.replace(bundle, calibration={**bundle.calibration, "appearance": found.to_dict()})
 
 
-def balanced(bundle: Bundle, images: Sequence[Pixels], labels: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+def balanced(
+    bundle: Bundle, images: Sequence[Pixels], labels: np.ndarray, parts: Sequence[str], *, known: bool = False
+) -> dict[str, Any]:
     """Balanced accuracy after these parts of adapting, its standard error, and what was found."""
     placement = Placement.everywhere()
     made = adapt(bundle, lambda i: images[i], len(images), placement, parts)
-    guess = made.bundle.logits(made.images, placement).argmax(1)
+    logits = made.bundle.logits(made.images, placement)
+    if known:
+        logits = np.where(np.isin(np.arange(logits.shape[1]), labels), logits, -np.inf)
+    guess = logits.argmax(1)
     names, sizes = np.unique(labels, return_counts=True)
     recalls = np.array([(guess[labels == k] == k).mean() for k in names])
     error = math.sqrt(float((recalls * (1 - recalls) / sizes).sum())) / len(names)

@@ -215,7 +215,8 @@ def apply(
 ) -> Calibrated:
     """Calibrated probabilities and flags of logits (N, K), by the content of calibration.json (may be empty).
 
-    A class that cannot be has the logit -inf. `seen` holds what `novelty.spaces` gives for the same images; without it only an energy can flag them.
+    A class that cannot be has the logit -inf. `seen` holds what `novelty.spaces` gives for the same images; without it
+    only an energy can flag them.
 
     Raises:
       UserError: a calibration that does not fit these classes, or is not one.
