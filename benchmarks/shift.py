@@ -1,6 +1,6 @@
 """How a bundle stands other laboratories' images: shifts of our own, by strength, with and without `predict --adapt`.
 
-    python -m benchmarks.shift BUNDLE DATA --splits SPLITS.csv [--mix white [--known]] [--laboratories 12] [--output FILE.json]
+    python -m benchmarks.shift BUNDLE DATA --splits SPLITS.csv [--mix white [--known]] [--laboratories 12]
 
 Validation images are changed as another laboratory would change them (benchmarks/shifted.py): one change for all images
 of a set, with a little spread among them. A cell of the table is the balanced accuracy in per cent, over the classes
