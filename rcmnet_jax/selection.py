@@ -76,7 +76,7 @@ class Search:
         rows = np.setdiff1d(fold.train, fold.inner)
         job = jobs.make_job(self.here, self.pixels, folder, arm, rows, self.source, self.settings(name))
         try:
-            score = _measured(job, stages.fit(job), fold.inner)
+            score = measured(job, stages.fit(job), fold.inner)
         except GuardError as error:  # a recipe that diverges is out, the run is not
             self.here.around.console.warn(str(error))
             score = Score(-1.0, 0.0)
@@ -154,10 +154,11 @@ def _said(plan: dict[str, Any]) -> str:
     )
 
 
-def _measured(job: Job, trained: Trained, rows: np.ndarray) -> Score:
-    """Balanced accuracy and NLL of the trained network on rows that it has not seen."""
-    data = job.pixels.data
-    logits = forward(job.network, trained.params, trained.batch_stats, data.images(rows), job.pixels.run.placement)
+def measured(job: Job, trained: Trained, rows: np.ndarray) -> Score:
+    """Balanced accuracy and NLL of the trained network on rows that it has not seen, looked at as its bundle would."""
+    data, run = job.pixels.data, job.pixels.run
+    weights, views = (trained.params, trained.batch_stats), run.config.evaluation.views
+    logits = forward(job.network, *weights, data.images(rows), run.placement, views=views)
     labels = data.examples.label[rows]
     right = logits.argmax(-1) == labels
     recalls = [right[labels == k].mean() for k in np.unique(labels)]
