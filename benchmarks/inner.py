@@ -57,8 +57,8 @@ def settings(data: str, weights: str, text: str) -> ExperimentConfig:
       UserError: a setting that does not exist or cannot work.
     """
     values = get_config("real").to_dict()
-    given = [f"source.data=none,source.init_from={weights},target.data={data}", *([text] if text else [])]
-    for pair in ",".join(given).split(","):
+    given = [f"target.data={data}", f"source.init_from={weights}", "source.data=none"]
+    for pair in (*given, *(text.split(",") if text else ())):
         place, (key, _, value) = values, pair.partition("=")
         *groups, name = key.split(".")
         for group in groups:
@@ -86,16 +86,17 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     runtime.enable_compilation_cache()
     rows, facts = [], {}
-    for text in given.tried or [""]:
+    for number, text in enumerate(given.tried or [""], 1):
+        print(f"{number}: {text or 'as real'}", flush=True)  # too long for a column of the table
         start = time.perf_counter()
         found = scores(settings(given.data, given.weights, text), given.folds)
         each = [score.balanced_accuracy for score in found]
         nll = float(np.mean([score.nll for score in found]))
         took = time.perf_counter() - start
-        rows.append([text or "as real", f"{np.mean(each):.3f}", " ".join(f"{v:.3f}" for v in each), f"{nll:.3f}",
+        rows.append([str(number), f"{np.mean(each):.3f}", " ".join(f"{v:.3f}" for v in each), f"{nll:.3f}",
                      f"{took:.0f}"])  # fmt: skip
         facts[text] = {"balanced_accuracy": each, "nll": nll, "seconds": took}
-    head = ["settings", "balanced accuracy", "each fold", "NLL", "seconds"]
+    head = ["", "balanced accuracy", "each fold", "NLL", "seconds"]
     publish(f"{given.data}: inner splits of {given.folds} folds", head, rows, {"tried": facts}, given.output)
 
 

@@ -13,9 +13,9 @@ from tests.bad_input.case import BUNDLE
 
 
 def test_settings_are_those_given_over_the_preset():
-    config = inner.settings("cells.csv", str(BUNDLE), "target.epochs=3,target.crop=0.75,model.width=8")
+    config = inner.settings("cells, new.csv", str(BUNDLE), "target.epochs=3,target.crop=0.75,model.width=8")
     assert (config.target.epochs, config.target.crop, config.model.width) == (3.0, 0.75, 8)
-    assert (config.target.data, config.source.data, config.evaluation.views) == ("cells.csv", "none", "dihedral")
+    assert (config.target.data, config.source.data, config.evaluation.views) == ("cells, new.csv", "none", "dihedral")
     with pytest.raises(UserError, match="no such setting; did you mean 'epochs'"):
         inner.settings("cells.csv", str(BUNDLE), "target.epoch=3")
 
