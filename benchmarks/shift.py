@@ -43,13 +43,15 @@ def main() -> None:
     runtime.enable_compilation_cache()
     bundle = with_appearance(bundles.load(args.bundle), args.data, args.splits)
     mix = WHITE if args.mix == "white" else dict.fromkeys(bundle.classes, EQUAL)
+    if args.known:
+        bundle = bundle.among(list(mix))
     images, labels = chosen(args.data, args.splits, bundle.classes, mix, "val")
     print("| shift | strength | " + " | ".join(args.arms) + " |\n|---|---|" + "---|" * len(args.arms), flush=True)
     rows = []
     for name, level, change in sets(args):
         rng = np.random.default_rng(0)
         moved = [change(image, LEVELS[level], rng) if change else image for image in images]
-        row = {arm: balanced(bundle, moved, labels, ARMS[arm], known=args.known) for arm in args.arms}
+        row = {arm: balanced(bundle, moved, labels, ARMS[arm]) for arm in args.arms}
         rows.append({"shift": name, "strength": level, "arms": row})
         cells = [f"{100 * found['value']:.1f} ± {196 * found['error']:.1f}" for found in row.values()]
         print(f"| {name} | {level} | " + " | ".join(cells) + " |", flush=True)
@@ -117,16 +119,11 @@ def with_appearance(bundle: Bundle, data: str, splits: str) -> Bundle:
     return dataclasses.replace(bundle, calibration={**bundle.calibration, "appearance": found.to_dict()})
 
 
-def balanced(
-    bundle: Bundle, images: Sequence[Pixels], labels: np.ndarray, parts: Sequence[str], *, known: bool = False
-) -> dict[str, Any]:
+def balanced(bundle: Bundle, images: Sequence[Pixels], labels: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
     """Balanced accuracy after these parts of adapting, its standard error, and what was found."""
     placement = Placement.everywhere()
     made = adapt(bundle, lambda i: images[i], len(images), placement, parts)
-    logits = made.bundle.logits(made.images, placement)
-    if known:
-        logits = np.where(np.isin(np.arange(logits.shape[1]), labels), logits, -np.inf)
-    guess = logits.argmax(1)
+    guess = made.bundle.answers(made.images, placement).probabilities.argmax(1)
     names, sizes = np.unique(labels, return_counts=True)
     recalls = np.array([(guess[labels == k] == k).mean() for k in names])
     error = math.sqrt(float((recalls * (1 - recalls) / sizes).sum())) / len(names)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs.base import PBC, REAL, SMOKE, change, choose
-from rcmnet_jax.config import ExperimentConfig, to_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.recipes import RECIPES
 
 
@@ -42,7 +42,11 @@ def get_config(preset: str = "") -> ConfigDict:
         source={"epochs": 60.0, "optimizer": {**bfloat16, "warmup_epochs": 5.0}},
         target={"seeds": 5, "optimizer": {**bfloat16, "learning_rate": 0.05, "warmup_epochs": 2.0}},
     )
-    auto = change(real, target={"epochs": default.target.epochs, "optimizer": to_dict(default.target.optimizer),
-                                "recipes": tuple(RECIPES), "budget_minutes": 60.0})  # fmt: skip
+    auto = change(
+        default,
+        source=PBC,
+        target={"recipes": tuple(RECIPES), "budget_minutes": 60.0},
+        evaluation={"views": "dihedral"},
+    )
     presets = {"": default, "smoke": smoke, "real": real, "paper": paper, "auto": auto}
     return choose(preset, presets, "configs/cart.py")

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     predict.add_argument(
-        "--classes", metavar="A,B,...", default="", help="all classes that the images can be of, where you know them"
+        "--classes", metavar="A,B,...", help="all classes that the images can be of, where you know them"
     )
 
     evaluate = command("evaluate", _evaluate, "Metrics with intervals, and a report, from predictions tables.")
@@ -89,8 +89,12 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise UserError("Command line: --adapt-parts is for use with --adapt. Add it.")
     parts = parts_of(arguments.adapt_parts) if arguments.adapt_parts else PARTS
     adapt = parts if arguments.adapt else ()
-    classes = [name.strip() for name in arguments.classes.split(",") if name.strip()]
+    classes = _names(arguments.classes) or ()
     predict(arguments.bundle, arguments.data, arguments.output, adapt=adapt, explain=arguments.explain, classes=classes)
+
+
+def _names(listed: str | None) -> tuple[str, ...] | None:
+    return None if listed is None else tuple(name.strip() for name in listed.split(","))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -122,7 +126,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     from rcmnet_jax.convert import convert
 
-    names = None if arguments.classes is None else tuple(name.strip() for name in arguments.classes.split(","))
+    names = _names(arguments.classes)
     convert(
         arguments.weights,
         arguments.bundle,

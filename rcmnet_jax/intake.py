@@ -125,12 +125,11 @@ def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, 
 
 def _say_scale(which: str, prepared: PreparedSet, console: Console) -> None:
     """A hint where images differ so much in size that they may be crops of one scale, which the image rule undoes."""
-    names, rule = prepared.examples.signal_names, prepared.rule
-    sides = prepared.examples.signals[:, [names.index("height"), names.index("width")]].max(1)
+    rule, sides = prepared.rule, prepared.examples.sizes.max(1)
     low, high = np.quantile(sides, (0.1, 0.9))
     if rule.square == "pad" and not rule.frame and high > _SPREAD * low:
         console.say(
-            f"{which}: images are {sides.min():.0f} to {sides.max():.0f} px a side. If they are crops at one scale, "
+            f"{which}: images are {sides.min()} to {sides.max()} px a side. If they are crops at one scale, "
             f"--config.{which}.frame={math.ceil(np.quantile(sides, 0.99))} keeps the cells' sizes."
         )
 

@@ -113,9 +113,9 @@ class Trained:
     step: int
 
 
-def recipe(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
-    """What of a stage's config is compiled into its step; random weights have nothing to be careful with."""
-    plain = OptimizerConfig()
+def recipe(job: Job) -> Recipe:
+    """What of a job's settings is compiled into its step; random weights have nothing to be careful with."""
+    stage, plain = job.stage, OptimizerConfig()
     # These enter as numbers: stages that differ in nothing else share a program.
     optimizer = dataclasses.replace(
         stage.optimizer,
@@ -124,7 +124,7 @@ def recipe(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
         class_weights=plain.class_weights,
     )
     frozen = isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
-    return Recipe(optimizer, stage.augment, frozen, stage.layer_decay if transferred else 1.0)
+    return Recipe(optimizer, stage.augment, frozen, stage.layer_decay if job.transferred else 1.0)
 
 
 def fit(job: Job) -> Trained:
@@ -152,7 +152,7 @@ def fit(job: Job) -> Trained:
 
 def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
     """All that a loop over the job's steps needs: what holds over them, the first state, the step, the batches."""
-    run, compiled = job.pixels.run, recipe(job.stage, bool(job.transferred))
+    run, compiled = job.pixels.run, recipe(job)
     config, placement = run.config, run.placement
     labels = job.pixels.data.examples.label[job.rows]
     stage = Stage(

@@ -182,9 +182,9 @@ def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path)
 def test_only_transferred_weights_move_more_slowly_the_deeper_they_lie(begin):
     """A network from scratch under layer_decay would be a handicapped baseline."""
     job = job_of(*begin(layer_decay=0.5))
-    assert stages.recipe(job.stage, bool(job.transferred)).layer_decay == 0.5
+    assert stages.recipe(job).layer_decay == 0.5
     scratch = job_of(*begin("other", layer_decay=0.5), arm="scratch")
-    assert stages.recipe(scratch.stage, bool(scratch.transferred)).layer_decay == 1.0
+    assert stages.recipe(scratch).layer_decay == 1.0
     prepared = stages.prepared(scratch)
     state, _ = prepared[2](prepared[1], prepared[3].batch(0), Controls.on_host(1.0, True, np.ones(4), 0))
     plain = stages.prepared(job_of(*begin("plain"), arm="scratch", name=scratch.name))

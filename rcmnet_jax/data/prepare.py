@@ -43,6 +43,11 @@ class Examples:
     signals: npt.NDArray[np.float32]  # (N, F) of the original image, see `images.signals`
     signal_names: tuple[str, ...]  # (F,)
 
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N, 2) height and width of the original images, pixels."""
+        return self.signals[:, [self.signal_names.index(name) for name in ("height", "width")]].astype(np.int64)
+
 
 @dataclass(frozen=True)
 class PreparedSet:

@@ -64,13 +64,12 @@ def pictures(prepared: PreparedSet, rows: npt.NDArray[np.int64]) -> Pixels:
     The ground that a frame lays around small images is alike in all, and would make one of any two of them a copy of
     the other.
     """
-    images, rule, names = prepared.images(rows), prepared.rule, prepared.examples.signal_names
+    images, rule = prepared.images(rows), prepared.rule
     if not rule.frame:
         return images
-    sizes = prepared.examples.signals[rows][:, [names.index("height"), names.index("width")]].astype(int)
     side = max(1, round(rule.frame * rule.crop))  # of the original's pixels, of which the rule shows so many
     made = np.empty_like(images)
-    for i, (height, width) in enumerate(np.minimum(sizes, side).tolist()):
+    for i, (height, width) in enumerate(np.minimum(prepared.examples.sizes[rows], side).tolist()):
         # The rule rounds the place of an image down: half a pixel counts where there are ten.
         middle = [(side - length) // 2 + length / 2 for length in (width, height)]
         reach = min(max(height, width) / 2, *middle, *(side - place for place in middle))

@@ -80,8 +80,7 @@ def _skipped(number: int, subject: Subject) -> list[Finding]:
 def _flags(subject: Subject) -> list[_Flag]:
     examples = subject.prepared.examples
     facts = inspect(subject.prepared)
-    names = list(examples.signal_names)
-    side = np.minimum(examples.signals[:, names.index("height")], examples.signals[:, names.index("width")])
+    side = examples.sizes.min(1)
     tiny, blank = side < _TINY, facts.contrast < _BLANK
     sound = ~tiny & ~blank
     softness = np.maximum(-_deviation(facts.fineness, sound) / _BLUR[0], -_deviation(facts.edges, sound) / _BLUR[1])
