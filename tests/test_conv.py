@@ -29,12 +29,12 @@ def alike(fast, plain, *args):
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
     [((2, 2), 3, 1, 1), ((4, 4), 3, 2, 1), ((1, 1), 3, 1, 1), ((3, 2), 3, 1, 1), ((5, 4), 3, 2, 1), ((2, 2), 1, 1, 0),
-     ((4, 4), 7, 1, 3), ((2, 3), 5, 2, 2)],
+     ((4, 4), 7, 1, 3), ((2, 3), 5, 2, 2), ((7, 7), 3, 1, 1), ((8, 14), 3, 2, 1), ((1, 5), 3, 2, 0), ((3, 3), 3, 1, 4)],
 )  # fmt: skip
-def test_patches_and_a_product_equal_the_convolution(size, kernel, stride, padding):
+def test_taps_equal_the_convolution(size, kernel, stride, padding):
     x, w = draw(3, *size, 5), draw(kernel, kernel, 5, 6, seed=2)
     alike(
-        lambda x, w: forms.patches_conv(x, w, stride, padding),
+        lambda x, w: forms.taps_conv(x, w, stride, padding),
         lambda x, w: forms.plain_conv(x, w, stride, padding),
         x,
         w,
@@ -78,8 +78,7 @@ def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 6), (3, 8)])
 def test_winograds_form_equals_the_convolution(size):
-    for form in (winograd_conv, forms.winograd_forward):
-        alike(form, lambda x, w: forms.plain_conv(x, w, 1, 1), draw(3, *size, 5), draw(3, 3, 5, 6, seed=2))
+    alike(winograd_conv, lambda x, w: forms.plain_conv(x, w, 1, 1), draw(3, *size, 5), draw(3, 3, 5, 6, seed=2))
 
 
 def test_winograds_form_rounds_as_the_convolution_does():

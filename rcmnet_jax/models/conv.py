@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
 from math import prod
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from rcmnet_jax.models.reduce import on_cpu
@@ -15,7 +13,8 @@ from rcmnet_jax.models.winograd import winograd_conv
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
-_LARGE = 2**29  # multiply-adds from which Winograd's form is worth the time that it takes to compile
+_SMALL_OUTPUT = 7 * 7  # pixels up to which taps are faster
+_LARGE = 2**30  # multiply-adds from which Winograd's form is worth the time to compile it
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
@@ -28,35 +27,16 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
         return plain_conv(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return pointwise_conv(x, kernel, stride)
-    if _is_slow(x.shape, kernel.shape, stride, padding):
-        return patches_conv(x, kernel, stride, padding)
+    if _is_small(x.shape, kernel.shape, stride, padding):
+        return taps_conv(x, kernel, stride, padding)
     if _saves_products(x, kernel, stride, padding):
-        deep = _work(x, kernel) >= 2 * _LARGE and min(kernel.shape[2:]) >= 128
-        return winograd_conv(x, kernel) if deep else winograd_forward(x, kernel)
+        return winograd_conv(x, kernel)
     return plain_conv(x, kernel, stride, padding)
 
 
 def plain_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """XLA's own convolution."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT)
-
-
-@jax.custom_vjp
-def winograd_forward(x: Array, kernel: Array) -> Array:
-    """Winograd's form of a 3x3 convolution with padding 1 (B, H, W, C_in) -> (B, H, W, C_out), XLA's own gradients."""
-    return winograd_conv(x, kernel)
-
-
-def _forward_keeping(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return winograd_conv(x, kernel), (x, kernel)
-
-
-def _plain_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    gradients: tuple[Array, Array] = jax.vjp(lambda x, kernel: plain_conv(x, kernel, 1, 1), *saved)[1](dy)
-    return gradients
-
-
-winograd_forward.defvjp(_forward_keeping, _plain_backward)
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -68,92 +48,59 @@ def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     return (x.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
 
 
-def _is_slow(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> bool:
-    """Whether XLA's CPU convolution falls to a naive loop, forward or backward, on work worth the trouble.
+def _is_small(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> bool:
+    """Whether taps are faster than XLA's convolution on the CPU: on small images with many channels.
 
-    It does where the kernel covers more than the image that it slides over: in the last stage at 64 pixels, forward
-    for 3x3 on 2x2, and backward also for the strided 3x3 from 4x4 to 2x2, whose gradient slides over the output. It
-    then does 1 GFLOP/s instead of 150-200, and takes longer than the rest of the network together.
+    There XLA multiplies by padding. Where the kernel covers more than the image that it slides over (forward for 3x3 on
+    2x2, backward for the strided 3x3 from 4x4 to 2x2) it even falls to a naive loop that does 1 GFLOP/s instead of
+    150-200, and takes longer than the rest of the network together.
     """
     output = _output(image, kernel, stride, padding)
-    return prod(kernel[:2]) > prod(output) and prod(output) * prod(kernel) * image[0] > _SMALL
+    return prod(output) <= _SMALL_OUTPUT and prod(output) * prod(kernel) * image[0] > _SMALL
 
 
 def _saves_products(x: Array, kernel: Array, stride: int, padding: int) -> bool:
-    """Whether Winograd's form is faster: where products outweigh its passes over the images and the kernel.
-
-    Its gradients have more such passes, and gain only with many channels.
-    """
+    """Whether Winograd's form is faster: where products outweigh its passes over the images and the kernel."""
     if (stride, padding, kernel.shape[:2]) != (1, 1, (3, 3)) or x.dtype.itemsize < 4:
         return False
     channels, tiles = kernel.shape[2:], x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
-    return min(channels) >= 64 and tiles >= 2 * max(channels) and _work(x, kernel) >= _LARGE
-
-
-def _work(x: Array, kernel: Array) -> int:
-    """Multiply-adds of a convolution at stride 1."""
-    return prod(x.shape[:3]) * prod(kernel.shape)
+    return min(channels) >= 128 and tiles >= 2 * max(channels) and prod(x.shape[:3]) * prod(kernel.shape) >= _LARGE
 
 
 def _output(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> tuple[int, int]:
     return tuple((image[a + 1] + 2 * padding - kernel[a]) // stride + 1 for a in (0, 1))  # type: ignore[return-value]
 
 
-@cache
-def _cuts(size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where patches come from and go to.
+def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The same as one product a tap of the kernel, of the pixels that it meets, added up where they belong.
 
-    Returns (cut, back): for each of the H' W' patches and h w taps the pixel, (H'W', hw), H W where it lies in the
-    padding; and for each pixel all (patch, tap) it is in, numbered patch * hw + tap, (HW, n), H'W'hw to fill up.
+    What a tap would read from the padding is left out: of a 3x3 convolution on 2x2 pixels that is 20 of 36 products.
     """
-    (height, width), (rows, columns) = size, _output((0, *size), kernel, stride, padding)
-    y = (np.arange(rows) * stride - padding)[:, None, None, None] + np.arange(kernel[0])[:, None]
-    x = (np.arange(columns) * stride - padding)[:, None, None] + np.arange(kernel[1])
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    cut = np.where(inside, y * width + x, height * width).reshape(rows * columns, prod(kernel))
-    owners = [np.flatnonzero(cut == pixel) for pixel in range(height * width)]
-    back = np.full((height * width, max(map(len, owners))), cut.size)
-    for pixel, places in enumerate(owners):
-        back[pixel, : len(places)] = places
-    return cut, back
-
-
-def _take(x: Array, places: np.ndarray) -> Array:
-    """Rows of x (B, N, C) at `places`, zeros for N; (B, places.size, C)."""
-    return jnp.take(jnp.pad(x, ((0, 0), (0, 1), (0, 0))), places.reshape(-1), axis=1, mode="clip")
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def patches_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The same as a product: every kernel-sized patch of x as a row, times the kernel as a matrix."""
-    output = _output(x.shape, kernel.shape, stride, padding)
-    y = _patches(x, kernel, stride, padding) @ kernel.reshape(-1, kernel.shape[3])
-    return y.reshape(x.shape[0], *output, kernel.shape[3])
-
-
-def _patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """(B H' W', h w C_in)."""
     batch, height, width, channels = x.shape
-    cut, _ = _cuts((height, width), (kernel.shape[0], kernel.shape[1]), stride, padding)
-    return _take(x.reshape(batch, -1, channels), cut).reshape(-1, cut.shape[1] * channels)
+    (rows, down), (columns, right) = (
+        _met(size, taps, stride, padding) for size, taps in ((height, kernel.shape[0]), (width, kernel.shape[1]))
+    )
+    total = jnp.zeros((batch, rows, columns, kernel.shape[3]), x.dtype)
+    for i, (top, bottom, y) in enumerate(down):
+        for j, (left, end, z) in enumerate(right):
+            tall, wide = bottom - top, end - left
+            if tall > 0 and wide > 0:
+                seen = x[:, y : y + (tall - 1) * stride + 1 : stride, z : z + (wide - 1) * stride + 1 : stride]
+                product = (seen.reshape(-1, channels) @ kernel[i, j]).reshape(batch, tall, wide, -1)
+                total += jnp.pad(product, ((0, 0), (top, rows - bottom), (left, columns - end), (0, 0)))
+    return total
 
 
-def _patches_forward(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, tuple[Array, Array]]:
-    return patches_conv(x, kernel, stride, padding), (x, kernel)
-
-
-def _patches_backward(stride: int, padding: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    batch, height, width, channels = x.shape
-    dy = dy.reshape(-1, kernel.shape[3])
-    dkernel = (_patches(x, kernel, stride, padding).T @ dy).reshape(kernel.shape)
-    _, back = _cuts((height, width), (kernel.shape[0], kernel.shape[1]), stride, padding)
-    dpatches = (dy @ kernel.reshape(-1, kernel.shape[3]).T).reshape(batch, -1, channels)
-    dx = _take(dpatches, back).reshape(batch, *back.shape, channels).sum(2)
-    return dx.reshape(x.shape), dkernel
-
-
-patches_conv.defvjp(_patches_forward, _patches_backward)
+def _met(size: int, taps: int, stride: int, padding: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """Along one axis: the length of the output; and for each tap the outputs, from and to, that it serves with pixels
+    of the image and not with padding, and the first such pixel.
+    """
+    length, found = (size + 2 * padding - taps) // stride + 1, []
+    for tap in range(taps):
+        first = max(-(-(padding - tap) // stride), 0)
+        last = min((size - 1 + padding - tap) // stride + 1, length)
+        found.append((first, last, stride * first + tap - padding))
+    return length, found
 
 
 def max_pool(x: Array) -> Array:
