@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +84,38 @@ def contest(contenders: Sequence[Contender], *, rounds: int = 7, seconds: float 
             contenders[i].run(repeats[i])
             rates[i].append(repeats[i] * contenders[i].images / (time.perf_counter() - start))
     return [Result(one.name, tuple(values)) for one, values in zip(contenders, rates, strict=True)]
+
+
+def turns(
+    module: str, arguments: Sequence[str], names: Sequence[str], *, rounds: int = 5, seconds: float = 2.0
+) -> list[Result]:
+    """The same with a process for each turn, `python -m MODULE ARGUMENTS --alone NAME SECONDS`, ended by `alone`.
+
+    For what takes gigabytes: of contenders in one process those that wait have their memory taken by the system, and
+    the threads of one library go on spinning in the turn of the next.
+    """
+    rates: list[list[float]] = [[] for _ in names]
+    for r in range(rounds):
+        for k in range(len(names)):
+            i = (k + r) % len(names)
+            command = [sys.executable, "-m", module, *arguments, "--alone", names[i], str(seconds)]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ended.returncode:
+                raise SystemExit(f"{names[i]} ended with {ended.returncode}:\n{ended.stderr[-1000:]}")
+            rates[i].append(float(ended.stdout.splitlines()[-1]))
+    return [Result(name, tuple(values)) for name, values in zip(names, rates, strict=True)]
+
+
+def alone(one: Contender, seconds: float) -> None:
+    """One turn of `turns`: prints images a second over about so many seconds, after a quarter of that and two more."""
+    one.run(1)  # compiles
+    start = time.perf_counter()
+    one.run(1)
+    repeats = max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+    one.run(max(1, repeats // 4))
+    start = time.perf_counter()
+    one.run(repeats)
+    print(repeats * one.images / (time.perf_counter() - start))
 
 
 def ratio(ours: Result, theirs: Result) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Training step and inference against PyTorch: the same network, batch and update rule, in turn in one process.
+"""Training step and inference against PyTorch: the same network, batch and update rule, in turn, each turn a process.
 
     python -m benchmarks.step --model rcmnet --size 64 --what train
 
@@ -9,16 +9,25 @@ twin (tests/reference/twin.py) runs channels_last, eager and compiled, with the 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contest import Contender, contest, options, publish, ratio, roofline
+from benchmarks.contest import Contender, alone, options, publish, ratio, roofline, turns
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 CLASSES = 8
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
+OURS = {"train": ["ours, step", "ours, in runs"], "infer": ["ours"]}
+THEIRS = ["PyTorch, eager", "PyTorch, compiled"]
+
+
+def contender(name: str, model: str, size: int, batch: int, what: str) -> Contender:
+    """The contender of a name in OURS or THEIRS."""
+    if name in THEIRS:
+        return theirs(model, size, batch, what, name == THEIRS[1])
+    return next(one for one in ours(model, size, batch, what) if one.name == name)
 
 
 def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
@@ -151,16 +160,18 @@ def main() -> None:
     words.add_argument("--model", default="rcmnet")
     words.add_argument("--what", choices=("train", "infer"), default="train")
     words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    words.add_argument("--alone", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)
     chosen = words.parse_args()
-    made: list[Callable[[], list[Contender]]] = [
-        lambda: ours(chosen.model, chosen.size, chosen.batch, chosen.what),
-        *[
-            lambda c=c: [theirs(chosen.model, chosen.size, chosen.batch, chosen.what, c)]  # type: ignore[misc]
-            for c in ((False,) if chosen.no_compile else (False, True))
-        ],
-    ]
+    if chosen.alone:
+        name, seconds = chosen.alone
+        runtime.enable_compilation_cache()
+        alone(contender(name, chosen.model, chosen.size, chosen.batch, chosen.what), float(seconds))
+        return
     limits = roofline()
-    results = contest([one for make in made for one in make()], rounds=chosen.rounds, seconds=chosen.seconds)
+    asked = {"model": chosen.model, "what": chosen.what, "size": chosen.size, "batch": chosen.batch}
+    arguments = [word for key, value in asked.items() for word in (f"--{key}", str(value))]
+    names = [n for n in OURS[chosen.what] + THEIRS if not (chosen.no_compile and n == THEIRS[1])]
+    results = turns("benchmarks.step", arguments, names, rounds=chosen.rounds, seconds=chosen.seconds)
     best = max((r for r in results if r.name.startswith("PyTorch")), key=lambda r: r.median)
     rows = []
     for result in results:
