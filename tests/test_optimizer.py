@@ -45,12 +45,21 @@ def test_updates_equal_pytorch(name):
     np.testing.assert_allclose(params["fc"]["bias"], bias.detach().numpy(), rtol=2e-5, atol=1e-5)
 
 
-def test_clipping_bounds_the_global_norm():
-    rule = optimizers.make(OptimizerConfig(clip_norm=1.0, momentum=0.0, weight_decay=0.0), bool)
-    params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
-    big = {"a": jnp.full(4, 30.0), "b": jnp.full(4, -40.0)}
-    directions, _ = rule.update(big, rule.init(params), params)
-    assert float(optax.global_norm(directions)) == pytest.approx(1.0, rel=1e-5)
+def test_clipping_bounds_the_norm_and_leaves_smaller_ones():
+    for limit, norm, factor in ((1.0, 50.0, 0.02), (5.0, 4.0, 1.0), (0.0, 50.0, 1.0), (5.0, 0.0, 1.0)):
+        found = optimizers.clipping(OptimizerConfig(clip_norm=limit), jnp.float32(norm))
+        assert float(found) == pytest.approx(factor, rel=1e-6)
+
+
+def test_a_total_is_the_sum_over_all_leaves():
+    random = np.random.default_rng(0)
+    tree = {"a": random.normal(size=(3, 3, 8, 16)), "b": random.normal(size=7), "c": np.float64(2.5)}
+    tree = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tree.items()}
+    squares = {name: float(np.square(np.asarray(leaf, np.float64)).sum()) for name, leaf in tree.items()}
+    found = optimizers.total(tree, jnp.square)
+    assert float(found) == pytest.approx(sum(squares.values()), rel=1e-6)
+    weighted = optimizers.total(tree, jnp.square, {"a": 0.0, "b": 1.0, "c": 2.0})
+    assert float(weighted) == pytest.approx(squares["b"] + 2 * squares["c"], rel=1e-6)
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rcmnet_jax.checkpoint.store import Store
@@ -103,6 +104,15 @@ def test_weight_decay_gathers_no_momentum_in_a_body_that_is_held():
     moving = [leaf for path, leaf in flat if "body" in jax.tree_util.keystr(path)]
     assert moving
     assert not any(leaf.any() for leaf in moving)
+
+
+@pytest.mark.parametrize("body", [True, False])
+def test_a_clipped_step_is_as_long_as_the_limit(body):
+    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=1e-3)
+    seen, metrics = advance(Recipe(config, PLAIN), steps=1, body=body)
+    moved = jax.tree.map(lambda a, b: np.float64(a) - b, seen[1].params, seen[0].params)
+    assert float(metrics.gradient_norm) > 1e-2
+    assert float(optax.global_norm(moved)) == pytest.approx(0.1 * 1e-3, rel=1e-2)
 
 
 def test_layer_decay_slows_the_body_by_its_depth():

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from rcmnet_jax.config import OptimizerConfig
+from rcmnet_jax.models.reduce import sum_rows
 
 Tree = Any
 Path = tuple[str, ...]
@@ -40,14 +41,26 @@ def make(config: OptimizerConfig, decays: Callable[[Path], bool]) -> optax.Gradi
     (Loshchilov & Hutter 2019). `update` takes an Anchor as `anchor`, or None.
 
     Args:
-      config: which rule, with its momentum, decay and clipping.
+      config: which rule, with its momentum and decay.
       decays: whether the leaf at a path is a kernel, and so decays.
     """
     decay = _decay(config.weight_decay, decays)
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
     if config.name == "sgd":
-        return optax.chain(*clip, decay, optax.trace(config.momentum, nesterov=True))
-    return optax.chain(*clip, optax.scale_by_adam(), decay)
+        return optax.chain(decay, optax.trace(config.momentum, nesterov=True))
+    return optax.chain(optax.scale_by_adam(), decay)
+
+
+def clipping(config: OptimizerConfig, norm: jax.Array) -> jax.Array:
+    """What a gradient of this norm is multiplied by, so that its norm is at most `clip_norm` (Pascanu et al. 2013)."""
+    return jnp.minimum(1, config.clip_norm / norm) if config.clip_norm > 0 else jnp.ones_like(norm)
+
+
+def total(tree: Tree, of: Callable[[jax.Array], jax.Array], weights: Tree = None) -> jax.Array:
+    """Sum over all elements of `of(element)`, each leaf's times its weight () where there are some."""
+    sums = jax.tree.map(lambda x: sum_rows(jnp.atleast_1d(x), of=of).sum(), tree)
+    if weights is not None:
+        sums = jax.tree.map(jnp.multiply, sums, weights)
+    return jax.tree.reduce(jnp.add, sums)
 
 
 def _decay(rate: float, decays: Callable[[Path], bool]) -> optax.GradientTransformationExtraArgs:

@@ -105,10 +105,11 @@ def train_step(
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     gate = _gates(network, state.params, controls.body)
-    gradients = jax.tree.map(jnp.multiply, gradients, gate)
-    held = jax.tree.map(
-        jnp.multiply, state.params, gate
-    )  # weight decay must not gather momentum while the body is held
+    norm = jnp.sqrt(optimizers.total(gradients, jnp.square, gate))  # a gate is 0 or 1
+    kept = optimizers.clipping(config, norm)
+    gradients = jax.tree.map(lambda x, g: x * (g * kept).astype(x.dtype), gradients, gate)
+    # Weight decay must not gather momentum while the body is held.
+    held = jax.tree.map(jnp.multiply, state.params, gate)
     anchor = controls.anchor
     if anchor is not None:  # a held body is at its start, and its part of `held` is 0
         anchor = anchor._replace(start=jax.tree.map(jnp.multiply, anchor.start, gate))
@@ -124,13 +125,12 @@ def train_step(
         return (decay * old + (1 - decay) * new).astype(old.dtype)
 
     count = jnp.float32(len(batch.labels))
-    norm = optax.global_norm(gradients)
     metrics = Metrics(
         loss=(loss * count).astype(jnp.float32),
         correct=(logits.argmax(-1) == targets.heaviest()).sum().astype(jnp.float32),
         examples=count,
         gradient_norm=norm.astype(jnp.float32),
-        finite=jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates)),
+        finite=jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optimizers.total(params, jnp.positive)),
     )
     new = TrainState(
         state.step + 1,
