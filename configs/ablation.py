@@ -42,6 +42,8 @@ _TRANSFER: Changes = {
     "target": {**REAL, "arms": ("transfer", "probe", "shortcut")},
     "evaluation": {"views": "dihedral"},
 }
+_RED: Changes = {"target": {"data": "{chula}", "crop": 0.75}}
+_T: Changes = {"target": {"data": "{tcell}", "epochs": 20.0}}
 _STARTS: dict[str, Changes] = {
     "ImageNet, then PBC": {"source": {"init_from": "{imagenet_pbc}"}},
     "ImageNet": {"source": {"init_from": "{weights}"}},
@@ -110,14 +112,30 @@ STUDIES: dict[str, Study] = {
     ),
     "red-cells": Study(
         "Does the public set help on red cells (Chula, 5 folds by smear), and from which start?",
-        _with(_TRANSFER, {"target": {"data": "{chula}", "crop": 0.75}}),
+        _with(_TRANSFER, _RED),
         _STARTS,
     ),
     "t-cells": Study(
         "Does the public set help on T cells without a stain (4 donors, one left out at a time)?",
-        _with(_TRANSFER, {"target": {"data": "{tcell}", "epochs": 20.0}}),
+        _with(_TRANSFER, _T),
         {f"{name}, {words}": _with(start, {"target": {"frame": frame}}) for name, start in _STARTS.items()
          for words, frame in (("frame 52", 52), ("whole", 0))},
+    ),
+    "models": Study(
+        "Is RCMNet better than its parts, and than others, on PBC? 64 px, from random weights, one recipe for all.",
+        _with(_PBC, {"source": PBC, "evaluation": {"views": "dihedral"}}),
+        {name: {"model": {"name": key}} for name, key in {
+            "RCMNet": "rcmnet", "ResNet-18": "resnet18", "ResNet-18 + CBAM": "resnet18_cbam",
+            "ResNet-18 + MHSA": "resnet18_mhsa", "ResNet-50": "resnet50", "ViT-S/16": "vit_s16",
+        }.items()},
+        primary="top1",
+    ),
+    "curve": Study(
+        "From how many images a class does fine-tuning beat a linear probe? From ImageNet, then PBC.",
+        _with(_TRANSFER, _STARTS["ImageNet, then PBC"]),
+        {f"{name}, {limit or 'all'} a class": _with(target, {"target": {"limit": limit}})
+         for name, target in (("red cells", _RED), ("T cells", _with(_T, {"target": {"frame": 52}})))
+         for limit in (0, 10, 25, 50)},
     ),
     "smoke": Study(
         "Does the study's command work? Toy size, synthetic cells; says nothing of any switch.",
