@@ -34,12 +34,14 @@ def test_each_image_is_answered_as_if_alone(model, images):
     assert whole.shape == (len(images), 3)
     tail = forward(network, params, stats, images[-5:], placement)
     np.testing.assert_allclose(whole[-5:], tail, atol=1e-5)
-    assert forward(network, params, stats, images[:0], placement).shape == (0, 3)
+    for views in ("one", "dihedral"):
+        assert forward(network, params, stats, images[:0], placement, views=views).shape == (0, 3)
 
 
-def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model, images):
+@pytest.mark.parametrize("count", [6, 11])  # eight views of which are one batch, and more than one
+def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model, images, count):
     network, params, stats, placement = model
-    some = images[:6]
+    some = images[:count]
     found = respond(network, params, stats, some, placement, "dihedral")
     turned = [np.rot90(some, k, (1, 2)) for k in range(4)]
     each = [respond(network, params, stats, view, placement) for one in turned for view in (one, one[:, ::-1])]

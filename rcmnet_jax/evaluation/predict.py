@@ -71,8 +71,14 @@ def respond(
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
     """
     if views == "dihedral":
-        each = [respond(network, params, batch_stats, view, placement) for view in dihedral(images)]
-        mean: Responses = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *each)
+        seen = dihedral(images)
+        mean: Responses
+        if len(images) * len(seen) <= BATCH:  # one batch, rather than eight of a few images each
+            every = respond(network, params, batch_stats, np.concatenate(seen), placement)
+            mean = jax.tree.map(lambda x: x.reshape(len(seen), len(images), x.shape[-1]).mean(0), every)
+            return mean
+        each = [respond(network, params, batch_stats, view, placement) for view in seen]
+        mean = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *each)
         return mean
     fitting = next((size for size in _BATCHES if len(images) <= size), BATCH)
     size = -(-fitting // placement.devices) * placement.devices
