@@ -182,7 +182,7 @@ def main() -> None:
         "results": {r.name: r.rates for r in results},
         "ratios": {r.name: ratio(r, best) for r in results},
         "roofline": limits,
-        "arguments": {k: str(v) for k, v in vars(chosen).items()},
+        "arguments": {k: str(v) for k, v in vars(chosen).items() if k != "alone"},
     }
     publish(title, ["", "images/s", "ratio"], rows, facts, chosen.output)
     print("limits of this machine:", ", ".join(f"{name} {value}" for name, value in limits.items()))

@@ -122,7 +122,7 @@ STUDIES: dict[str, Study] = {
          for words, frame in (("frame 52", 52), ("whole", 0))},
     ),
     "models": Study(
-        "Is RCMNet better than its parts, and than others, on PBC? 64 px, from random weights, one recipe for all.",
+        "Is RCMNet better than its parts and than others on PBC? 64 px, random weights, RCMNet's recipe for all.",
         _with(_PBC, {"source": PBC, "evaluation": {"views": "dihedral"}}),
         {name: {"model": {"name": key}} for name, key in {
             "RCMNet": "rcmnet", "ResNet-18": "resnet18", "ResNet-18 + CBAM": "resnet18_cbam",
@@ -130,12 +130,15 @@ STUDIES: dict[str, Study] = {
         }.items()},
         primary="top1",
     ),
-    "curve": Study(
-        "From how many images a class does fine-tuning beat a linear probe? From ImageNet, then PBC.",
-        _with(_TRANSFER, _STARTS["ImageNet, then PBC"]),
-        {f"{name}, {limit or 'all'} a class": _with(target, {"target": {"limit": limit}})
-         for name, target in (("red cells", _RED), ("T cells", _with(_T, {"target": {"frame": 52}})))
-         for limit in (0, 10, 25, 50)},
+    "red-curve": Study(
+        "Red cells: what do transfer and probe lose with fewer images a class? As many updates as in `red-cells`.",
+        _with(_TRANSFER, _STARTS["ImageNet, then PBC"], _RED),
+        {f"{limit} a class": {"target": {"limit": limit, "epochs": 40.0 * 80 / limit}} for limit in (50, 25, 10)},
+    ),
+    "t-curve": Study(
+        "T cells: what do transfer and probe lose with fewer images a class? As many updates as in `t-cells`.",
+        _with(_TRANSFER, _STARTS["ImageNet, then PBC"], _T, {"target": {"frame": 52}}),
+        {f"{limit} a class": {"target": {"limit": limit, "epochs": 20.0 * 250 / limit}} for limit in (50, 25, 10)},
     ),
     "smoke": Study(
         "Does the study's command work? Toy size, synthetic cells; says nothing of any switch.",

@@ -44,6 +44,25 @@ def test_taps_equal_the_convolution(size, kernel, stride, padding):
     )
 
 
+@pytest.mark.parametrize(("side", "stride"), [(4, 1), (7, 1), (8, 2)])
+def test_small_images_with_many_channels_are_given_to_taps(side, stride):
+    x, w = draw(8, side, side, 32), draw(3, 3, 32, 48, seed=2)
+
+    def ours(x, w):
+        return forms.conv(x, w, stride=stride, padding=1)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, w))
+    alike(ours, lambda x, w: forms.plain_conv(x, w, stride, 1), x, w)
+
+
+def test_sums_over_taps_of_bfloat16_are_rounded_once():
+    x, w = draw(8, 4, 4, 32).astype(jnp.bfloat16), draw(3, 3, 32, 16, seed=2).astype(jnp.bfloat16)
+    exact = forms.plain_conv(x.astype(jnp.float32), w.astype(jnp.float32), 1, 1)
+    found = forms.taps_conv(x, w, 1, 1)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (16, 5), (1, 1), (2, 3)])
 def test_the_sliced_maximum_equals_the_windowed_one(size):
     alike(forms.sliced_max_pool, forms.plain_max_pool, draw(3, *size, 4))

@@ -268,6 +268,15 @@ def test_an_infinite_gradient_is_seen_in_the_step_that_makes_it():
     assert not bool(metrics.finite)
 
 
+@pytest.mark.parametrize("body", [True, False])
+def test_an_infinite_update_is_seen_where_loss_and_gradient_are_finite(body):
+    step = make_train_step(MODEL, RECIPE, PLACEMENT)
+    _, metrics = step(fresh(RECIPE), batches().batch(0), Controls.on_host(np.inf, body, np.ones(CLASSES), 1))
+    assert np.isfinite(float(metrics.loss))
+    assert np.isfinite(float(metrics.gradient_norm))
+    assert not bool(metrics.finite)
+
+
 def test_the_loop_reads_a_steps_metrics_only_after_the_next_is_dispatched(tmp_path, around):
     dispatched = []
 

@@ -71,14 +71,13 @@ def respond(
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
     """
     if views == "dihedral":
-        seen = dihedral(images)
-        mean: Responses
-        if len(images) * len(seen) <= BATCH:  # one batch, rather than eight of a few images each
-            every = respond(network, params, batch_stats, np.concatenate(seen), placement)
-            mean = jax.tree.map(lambda x: x.reshape(len(seen), len(images), x.shape[-1]).mean(0), every)
-            return mean
-        each = [respond(network, params, batch_stats, view, placement) for view in seen]
-        mean = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *each)
+        seen, few = dihedral(images), 8 * len(images) <= BATCH
+        # Of a few images the views are one batch, rather than eight of few images each.
+        parts = [np.concatenate(seen)] if few else seen
+        every = [respond(network, params, batch_stats, part, placement) for part in parts]
+        mean: Responses = jax.tree.map(
+            lambda *each: np.concatenate(each).reshape(len(seen), len(images), each[0].shape[-1]).mean(0), *every
+        )
         return mean
     fitting = next((size for size in _BATCHES if len(images) <= size), BATCH)
     size = -(-fitting // placement.devices) * placement.devices

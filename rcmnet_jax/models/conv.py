@@ -13,7 +13,7 @@ from rcmnet_jax.models.winograd import winograd_conv
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
-_SMALL_OUTPUT = 7 * 7  # pixels up to which taps are faster
+_SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
 _LARGE = 2**30  # multiply-adds from which Winograd's form is worth the time to compile it
 
 
@@ -27,10 +27,10 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
         return plain_conv(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return pointwise_conv(x, kernel, stride)
-    if _is_small(x.shape, kernel.shape, stride, padding):
-        return taps_conv(x, kernel, stride, padding)
     if _saves_products(x, kernel, stride, padding):
         return winograd_conv(x, kernel)
+    if _is_small(x.shape, kernel.shape, stride, padding):
+        return taps_conv(x, kernel, stride, padding)
     return plain_conv(x, kernel, stride, padding)
 
 
@@ -49,14 +49,15 @@ def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _is_small(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> bool:
-    """Whether taps are faster than XLA's convolution on the CPU: on small images with many channels.
+    """Whether taps are faster than XLA's convolution on the CPU: on small images with more than a few channels.
 
     There XLA multiplies by padding. Where the kernel covers more than the image that it slides over (forward for 3x3 on
     2x2, backward for the strided 3x3 from 4x4 to 2x2) it even falls to a naive loop that does 1 GFLOP/s instead of
     150-200, and takes longer than the rest of the network together.
     """
-    output = _output(image, kernel, stride, padding)
-    return prod(output) <= _SMALL_OUTPUT and prod(output) * prod(kernel) * image[0] > _SMALL
+    output = prod(_output(image, kernel, stride, padding))
+    wide = output <= _SMALL_OUTPUT and min(kernel[2:]) >= _WIDE
+    return (wide or prod(kernel[:2]) > output) and output * prod(kernel) * image[0] > _SMALL
 
 
 def _saves_products(x: Array, kernel: Array, stride: int, padding: int) -> bool:
@@ -80,15 +81,17 @@ def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     (rows, down), (columns, right) = (
         _met(size, taps, stride, padding) for size, taps in ((height, kernel.shape[0]), (width, kernel.shape[1]))
     )
-    total = jnp.zeros((batch, rows, columns, kernel.shape[3]), x.dtype)
+    exact = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 are not rounded after each tap
+    total = jnp.zeros((batch, rows, columns, kernel.shape[3]), exact)
     for i, (top, bottom, y) in enumerate(down):
         for j, (left, end, z) in enumerate(right):
             tall, wide = bottom - top, end - left
             if tall > 0 and wide > 0:
                 seen = x[:, y : y + (tall - 1) * stride + 1 : stride, z : z + (wide - 1) * stride + 1 : stride]
-                product = (seen.reshape(-1, channels) @ kernel[i, j]).reshape(batch, tall, wide, -1)
+                product = jnp.matmul(seen.reshape(-1, channels), kernel[i, j], preferred_element_type=exact)
+                product = product.reshape(batch, tall, wide, -1)
                 total += jnp.pad(product, ((0, 0), (top, rows - bottom), (left, columns - end), (0, 0)))
-    return total
+    return total.astype(x.dtype)
 
 
 def _met(size: int, taps: int, stride: int, padding: int) -> tuple[int, list[tuple[int, int, int]]]:

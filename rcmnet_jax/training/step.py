@@ -49,7 +49,7 @@ class Metrics(NamedTuple):
     correct: jax.Array  # () float32, right answers on the augmented views; mixed ones count by their heavier label
     examples: jax.Array  # () float32
     gradient_norm: jax.Array  # () float32, before clipping
-    finite: jax.Array  # () bool: loss, gradient and update are all finite
+    finite: jax.Array  # () bool: loss, gradient and new weights are all finite
 
 
 @dataclass(frozen=True)
