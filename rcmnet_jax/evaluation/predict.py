@@ -73,8 +73,8 @@ def respond(
     if views == "dihedral":
         seen, few = dihedral(images), 8 * len(images) <= BATCH
         # Of a few images the views are one batch, rather than eight of few images each.
-        parts = [np.concatenate(seen)] if few else seen
-        every = [respond(network, params, batch_stats, part, placement) for part in parts]
+        together = (np.concatenate(seen),) if few else seen
+        every = [respond(network, params, batch_stats, batch, placement) for batch in together]
         mean: Responses = jax.tree.map(
             lambda *each: np.concatenate(each).reshape(len(seen), len(images), each[0].shape[-1]).mean(0), *every
         )
