@@ -69,21 +69,9 @@ def contest(contenders: Sequence[Contender], *, rounds: int = 7, seconds: float 
     Each turn begins with iterations that do not count, for a quarter of its time: a system takes memory and caches from
     a contender that waits, and the first steps after a wait pay for it, which no program that runs alone does.
     """
-    repeats = []
-    for one in contenders:
-        one.run(1)  # compiles
-        start = time.perf_counter()
-        one.run(1)
-        repeats.append(max(1, round(seconds / max(time.perf_counter() - start, 1e-6))))
-    rates: list[list[float]] = [[] for _ in contenders]
-    for r in range(rounds):
-        for k in range(len(contenders)):
-            i = (k + r) % len(contenders)
-            contenders[i].run(max(1, repeats[i] // 4))
-            start = time.perf_counter()
-            contenders[i].run(repeats[i])
-            rates[i].append(repeats[i] * contenders[i].images / (time.perf_counter() - start))
-    return [Result(one.name, tuple(values)) for one, values in zip(contenders, rates, strict=True)]
+    repeats = [_repeats(one, seconds) for one in contenders]
+    rates = _in_turn(len(contenders), rounds, lambda i: _rate(contenders[i], repeats[i]))
+    return [Result(one.name, values) for one, values in zip(contenders, rates, strict=True)]
 
 
 def turns(
@@ -94,28 +82,47 @@ def turns(
     For what takes gigabytes: of contenders in one process those that wait have their memory taken by the system, and
     the threads of one library go on spinning in the turn of the next.
     """
-    rates: list[list[float]] = [[] for _ in names]
-    for r in range(rounds):
-        for k in range(len(names)):
-            i = (k + r) % len(names)
-            command = [sys.executable, "-m", module, *arguments, "--alone", names[i], str(seconds)]
-            ended = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ended.returncode:
-                raise SystemExit(f"{names[i]} ended with {ended.returncode}:\n{ended.stderr[-1000:]}")
-            rates[i].append(float(ended.stdout.splitlines()[-1]))
-    return [Result(name, tuple(values)) for name, values in zip(names, rates, strict=True)]
+
+    def turn(i: int) -> float:
+        command = [sys.executable, "-m", module, *arguments, "--alone", names[i], str(seconds)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise SystemExit(f"{names[i]} ended with {ended.returncode}:\n{ended.stderr[-1000:]}")
+        return float(ended.stdout.splitlines()[-1])
+
+    rates = _in_turn(len(names), rounds, turn)
+    return [Result(name, values) for name, values in zip(names, rates, strict=True)]
 
 
 def alone(one: Contender, seconds: float) -> None:
-    """One turn of `turns`: prints images a second over about so many seconds, after a quarter of that and two more."""
-    one.run(1)  # compiles
+    """One turn of `turns`: prints images a second."""
+    print(_rate(one, _repeats(one, seconds)))
+
+
+def _in_turn(count: int, rounds: int, rate: Callable[[int], float]) -> list[tuple[float, ...]]:
+    """`rate(i)` of each of so many contenders in each round; who starts changes from round to round."""
+    rates: list[list[float]] = [[] for _ in range(count)]
+    for r in range(rounds):
+        for k in range(count):
+            i = (k + r) % count
+            rates[i].append(rate(i))
+    return [tuple(values) for values in rates]
+
+
+def _repeats(one: Contender, seconds: float) -> int:
+    """Iterations that take about so long, after one that compiles."""
+    one.run(1)
     start = time.perf_counter()
     one.run(1)
-    repeats = max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+    return max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+
+
+def _rate(one: Contender, repeats: int) -> float:
+    """Images a second over so many iterations, after a quarter as many that do not count."""
     one.run(max(1, repeats // 4))
     start = time.perf_counter()
     one.run(repeats)
-    print(repeats * one.images / (time.perf_counter() - start))
+    return repeats * one.images / (time.perf_counter() - start)
 
 
 def ratio(ours: Result, theirs: Result) -> tuple[float, float, float]:

@@ -34,6 +34,7 @@ class Study:
 
 
 _PBC: Changes = {"source": {"data": "{pbc}", "splits": "{split}"}, "target": {"data": "none"}}
+_RECIPE: Changes = {"source": {**_PBC["source"], **PBC}, "target": _PBC["target"], "evaluation": {"views": "dihedral"}}
 _WEIGHTS: Changes = {"source": {"init_from": "{weights}"}}
 
 # Transfers start from bundles of the study "pbc", which the command is told the places of.
@@ -66,6 +67,11 @@ def _augment(**values: Any) -> Changes:
 
 def _optimizer(**values: Any) -> Changes:
     return {"source": {"optimizer": values}}
+
+
+def _fewer(epochs: float, images: int) -> dict[str, Changes]:
+    """Runs with so few images a class, and as many updates as `epochs` of `images` a class have."""
+    return {f"{n} a class": {"target": {"limit": n, "epochs": epochs * images / n}} for n in (50, 25, 10)}
 
 
 # Stains, lamps, cameras and scales as they differ between laboratories, short of what hides the cell.
@@ -106,7 +112,7 @@ STUDIES: dict[str, Study] = {
     ),
     "pbc": Study(
         "How good is the recipe of configs/pbc.py on PBC's validation images, which chose nothing within a run?",
-        _with(_PBC, {"source": PBC, "evaluation": {"views": "dihedral"}}),
+        _RECIPE,
         {"64 px, ImageNet": _WEIGHTS, "64 px, random": {}, "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128})},
         primary="top1",
     ),
@@ -123,7 +129,7 @@ STUDIES: dict[str, Study] = {
     ),
     "models": Study(
         "Is RCMNet better than its parts and than others on PBC? 64 px, random weights, RCMNet's recipe for all.",
-        _with(_PBC, {"source": PBC, "evaluation": {"views": "dihedral"}}),
+        _RECIPE,
         {name: {"model": {"name": key}} for name, key in {
             "RCMNet": "rcmnet", "ResNet-18": "resnet18", "ResNet-18 + CBAM": "resnet18_cbam",
             "ResNet-18 + MHSA": "resnet18_mhsa", "ResNet-50": "resnet50", "ViT-S/16": "vit_s16",
@@ -133,12 +139,12 @@ STUDIES: dict[str, Study] = {
     "red-curve": Study(
         "Red cells: what do transfer and probe lose with fewer images a class? As many updates as in `red-cells`.",
         _with(_TRANSFER, _STARTS["ImageNet, then PBC"], _RED),
-        {f"{limit} a class": {"target": {"limit": limit, "epochs": 40.0 * 80 / limit}} for limit in (50, 25, 10)},
+        _fewer(REAL["epochs"], images=80),
     ),
     "t-curve": Study(
         "T cells: what do transfer and probe lose with fewer images a class? As many updates as in `t-cells`.",
         _with(_TRANSFER, _STARTS["ImageNet, then PBC"], _T, {"target": {"frame": 52}}),
-        {f"{limit} a class": {"target": {"limit": limit, "epochs": 20.0 * 250 / limit}} for limit in (50, 25, 10)},
+        _fewer(_T["target"]["epochs"], images=250),
     ),
     "smoke": Study(
         "Does the study's command work? Toy size, synthetic cells; says nothing of any switch.",

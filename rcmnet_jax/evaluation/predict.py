@@ -71,9 +71,9 @@ def respond(
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
     """
     if views == "dihedral":
-        seen, few = dihedral(images), 8 * len(images) <= BATCH
+        seen = dihedral(images)
         # Of a few images the views are one batch, rather than eight of few images each.
-        together = (np.concatenate(seen),) if few else seen
+        together = (np.concatenate(seen),) if len(seen) * len(images) <= BATCH else seen
         every = [respond(network, params, batch_stats, batch, placement) for batch in together]
         mean: Responses = jax.tree.map(
             lambda *each: np.concatenate(each).reshape(len(seen), len(images), each[0].shape[-1]).mean(0), *every

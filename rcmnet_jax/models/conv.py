@@ -78,9 +78,9 @@ def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     What a tap would read from the padding is left out: of a 3x3 convolution on 2x2 pixels that is 20 of 36 products.
     """
     batch, height, width, channels = x.shape
-    (rows, down), (columns, right) = (
-        _met(size, taps, stride, padding) for size, taps in ((height, kernel.shape[0]), (width, kernel.shape[1]))
-    )
+    rows, columns = _output(x.shape, kernel.shape, stride, padding)
+    down = _met(height, rows, kernel.shape[0], stride, padding)
+    right = _met(width, columns, kernel.shape[1], stride, padding)
     exact = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 are not rounded after each tap
     total = jnp.zeros((batch, rows, columns, kernel.shape[3]), exact)
     for i, (top, bottom, y) in enumerate(down):
@@ -94,16 +94,16 @@ def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return total.astype(x.dtype)
 
 
-def _met(size: int, taps: int, stride: int, padding: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """Along one axis: the length of the output; and for each tap the outputs, from and to, that it serves with pixels
-    of the image and not with padding, and the first such pixel.
+def _met(size: int, length: int, taps: int, stride: int, padding: int) -> list[tuple[int, int, int]]:
+    """Along one axis, for each tap: the outputs, from and to, of `length` that it serves with pixels of the image and
+    not with padding, and the first such pixel.
     """
-    length, found = (size + 2 * padding - taps) // stride + 1, []
+    found = []
     for tap in range(taps):
         first = max(-(-(padding - tap) // stride), 0)
         last = min((size - 1 + padding - tap) // stride + 1, length)
         found.append((first, last, stride * first + tap - padding))
-    return length, found
+    return found
 
 
 def max_pool(x: Array) -> Array:
