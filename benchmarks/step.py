@@ -4,7 +4,8 @@
 
 Ours twice: `step` has what the PyTorch contenders have (forward, backward, SGD with Nesterov momentum and decay), `in
 runs` is the step as training compiles it, with augmentation, averages of the weights and checks besides. PyTorch's
-twin (tests/reference/twin.py) runs channels_last, eager and compiled, with the fused optimiser.
+twin (tests/reference/twin.py) runs channels_last, eager and compiled, with the fused optimiser. `--plain` adds the step
+of a run in XLA's own forms of convolution, pooling, norms and gates: what it was before there were others.
 """
 
 from __future__ import annotations
@@ -21,13 +22,27 @@ CLASSES = 8
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
 OURS = {"train": ["ours, step", "ours, in runs"], "infer": ["ours"]}
 THEIRS = ["PyTorch, eager", "PyTorch, compiled"]
+PLAIN = {"train": "ours, in runs, plain", "infer": "ours, plain"}
 
 
 def contender(name: str, model: str, size: int, batch: int, what: str) -> Contender:
-    """The contender of a name in OURS or THEIRS."""
+    """The contender of a name in OURS, THEIRS or PLAIN."""
     if name in THEIRS:
         return theirs(model, size, batch, what, name == THEIRS[1])
+    if name == PLAIN[what]:
+        return plain(ours(model, size, batch, what)[-1])
     return next(one for one in ours(model, size, batch, what) if one.name == name)
+
+
+def plain(one: Contender) -> Contender:
+    """The same, compiled in the forms that every backend has."""
+    from rcmnet_jax.models.backend import portable
+
+    def run(n: int) -> None:
+        with portable():
+            one.run(n)
+
+    return Contender(f"{one.name}, plain", run, one.images)
 
 
 def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
@@ -160,6 +175,7 @@ def main() -> None:
     words.add_argument("--model", default="rcmnet")
     words.add_argument("--what", choices=("train", "infer"), default="train")
     words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    words.add_argument("--plain", action="store_true", help="add the step of a run in XLA's own forms")
     words.add_argument("--alone", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)
     chosen = words.parse_args()
     if chosen.alone:
@@ -171,6 +187,7 @@ def main() -> None:
     asked = {"model": chosen.model, "what": chosen.what, "size": chosen.size, "batch": chosen.batch}
     arguments = [word for key, value in asked.items() for word in (f"--{key}", str(value))]
     names = [n for n in OURS[chosen.what] + THEIRS if not (chosen.no_compile and n == THEIRS[1])]
+    names += [PLAIN[chosen.what]] * chosen.plain
     results = turns("benchmarks.step", arguments, names, rounds=chosen.rounds, seconds=chosen.seconds)
     best = max((r for r in results if r.name.startswith("PyTorch")), key=lambda r: r.median)
     rows = []
