@@ -6,8 +6,10 @@
 
 Each run is a process of its own, `launch.py` with a workdir below --work, and leaves one line in
 docs/studies/STUDY.jsonl: what was set, on which machine, when, how long, and its metrics. A line stands for good: a
-run is done again only if its settings change. `tables` writes means and deviations over the seeds, and differences from
-the study's first run paired by seed with a 95% t interval, into docs/results.md between the marks of each study.
+run is done again only if its settings change. `tables` writes into docs/results.md, between the marks of each study,
+means and deviations over the seeds, the first seed's interval over images or groups, differences from the study's first
+run paired by seed with a 95% t interval, and how far the run's first arm is ahead of its others (the first seed's, with
+the interval of its comparison.json).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from configs.ablation import STUDIES, Changes, settings
 ROOT = Path(__file__).parent.parent
 RECORDS, PAGE = ROOT / "docs" / "studies", ROOT / "docs" / "results.md"
 METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "ece")
+INTERVALS = ("top1", "balanced_accuracy")
 ARMS = ("transfer", "direct", "scratch", "probe", "shortcut")
 MACHINE = ("cpu", "cores", "device", "devices", "python", "jax", "flax", "commit")
 
@@ -74,6 +77,7 @@ def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": {key: around.get(key) for key in MACHINE},
         "results": _results(workdir),
+        "differences": _differences(workdir),
     }
     RECORDS.mkdir(exist_ok=True)
     with (RECORDS / f"{study}.jsonl").open("a") as file:
@@ -114,8 +118,16 @@ def _results(workdir: Path) -> dict[str, dict[str, float | None]]:
         path = workdir / name / "metrics.json"
         if path.exists():
             metrics = json.loads(path.read_text())
-            found[name] = {"n": metrics["n"], **{key: metrics[key]["value"] for key in METRICS}}
+            intervals = {key: [metrics[key]["low"], metrics[key]["high"]] for key in INTERVALS}
+            found[name] = {"n": metrics["n"], **{key: metrics[key]["value"] for key in METRICS}, "intervals": intervals}
     return found
+
+
+def _differences(workdir: Path) -> dict[str, dict[str, list[float]]]:
+    """Of each arm that the run's first arm is compared with: difference, low and high of that less this."""
+    path = workdir / "comparison.json"
+    pairs = json.loads(path.read_text())["pairs"] if path.exists() else []
+    return {p["second"]: {k: [p[k][part] for part in ("difference", "low", "high")] for k in INTERVALS} for p in pairs}
 
 
 def table(study: str) -> str:
@@ -123,13 +135,17 @@ def table(study: str) -> str:
     lines, found = records(study), STUDIES[study]
     if not lines:
         return ""
-    values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    values: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    less: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         for arm, metrics in line["results"].items():
             values.setdefault((line["run"], arm), {})[line["seed"]] = metrics
-    first, name = next(iter(found.runs)), found.primary.replace("_", " ")
+        for arm, each in line.get("differences", {}).items():  # lines of before the intervals have neither
+            less.setdefault((line["run"], arm), each[found.primary])
+    first, name = next(iter(found.runs)), found.primary.replace("_", " ").replace("top1", "top-1")
     shown = [("top1", "top-1"), ("balanced_accuracy", "balanced accuracy"), ("nll", "NLL")]
-    head = ["run", *(label for _, label in shown), f"{name}, difference", "seeds", "minutes"]
+    head = ["run", *(label for _, label in shown), f"{name}, one seed's interval", f"{name}, against {first}",
+            "the run's first arm less this one", "seeds", "minutes"]  # fmt: skip
     body = []
     for (run, arm), seeds in values.items():
         cells = [_spread([one[key] for one in seeds.values()], key != "nll") for key, _ in shown]
@@ -137,8 +153,13 @@ def table(study: str) -> str:
         both = [seeds[s][found.primary] - base[s][found.primary] for s in sorted(seeds.keys() & base.keys())]
         minutes = np.mean([line["seconds"] for line in lines if line["run"] == run]) / 60
         label = run if arm == "pretrain" else f"{run}, {arm}"
-        body.append([label, *cells, "" if run == first else _difference(both), str(len(seeds)), f"{minutes:.0f}"])
-    rows = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+        bounds = next(iter(seeds.values())).get("intervals", {}).get(found.primary)
+        interval = f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}" if bounds else ""
+        more = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in less[run, arm])) if (run, arm) in less else ""
+        body.append([label, *cells, interval, "" if run == first else _difference(both), more,
+                     str(len(seeds)), f"{minutes:.0f}"])  # fmt: skip
+    filled = [i for i in range(len(head)) if any(row[i] for row in body)]
+    rows = ["| " + " | ".join(row[i] for i in filled) + " |" for row in (head, ["---"] * len(head), *body)]
     return "\n".join([found.question, "", *rows, "", _measured(lines)])
 
 

@@ -22,10 +22,11 @@ def kept(tmp_path, monkeypatch):
 
 
 def record(run, seed, value, **changes):
-    metrics = {"n": 100, **dict.fromkeys(study.METRICS, value)}
+    intervals = {key: [value - 0.1, value + 0.05] for key in study.INTERVALS}
+    metrics = {"n": 100, **dict.fromkeys(study.METRICS, value), "intervals": intervals}
     machine = {"cpu": "a", "cores": 2, "device": "cpu", "devices": 1, "python": "3", "jax": "1", "flax": "2"}
     line = {"run": run, "seed": seed, "settings": settings("smoke", run), "seconds": 60, "date": "2026-11-24"}
-    return {**line, "machine": machine, "results": {"pretrain": metrics}, **changes}
+    return {**line, "machine": machine, "results": {"pretrain": metrics}, "differences": {}, **changes}
 
 
 def keep(folder, *lines):
@@ -51,6 +52,16 @@ def test_differences_are_paired_by_seed_with_a_t_interval(kept):
     keep(kept, *bases, *(record("mixup 0.2", seed, 0.8 + seed / 10 + gain) for seed, gain in enumerate(gains)))
     low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
     assert f"+2.00 ({100 * low:+.2f} to {100 * high:+.2f})" in study.table("smoke")
+
+
+def test_rows_show_an_interval_and_how_far_transfer_is_ahead_of_an_arm(kept):
+    line = record("base", 0, 0.5)
+    line["results"] = {"transfer": line["results"]["pretrain"], "probe": line["results"]["pretrain"]}
+    keep(kept, line | {"differences": {"probe": {key: [0.02, -0.01, 0.05] for key in study.INTERVALS}}})
+    transfer, probe = (row for row in study.table("smoke").splitlines() if row.startswith("| base, "))
+    assert "| 40.0-55.0 |" in transfer
+    assert "| +2.0 (-1.0 to +5.0) |" in probe
+    assert "+2.0" not in transfer
 
 
 def test_a_record_of_other_settings_does_not_count(kept):
@@ -79,4 +90,5 @@ def test_what_is_missing_is_done_and_what_is_there_is_not_done_again(tmp_path, c
     (line,) = study.records("smoke")
     made = json.loads((tmp_path / "work/smoke/mixup_0.2-0/pretrain/metrics.json").read_text())
     assert line["results"]["pretrain"]["nll"] == made["nll"]["value"]
+    assert line["results"]["pretrain"]["intervals"]["top1"] == [made["top1"]["low"], made["top1"]["high"]]
     assert capfd.readouterr().out.count("smoke/mixup 0.2, seed 0") == 1
