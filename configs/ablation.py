@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import PBC, REAL, SMOKE, change, config_dict
+from configs.base import GROWN, PBC, REAL, SMOKE, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -113,7 +113,11 @@ STUDIES: dict[str, Study] = {
     "pbc": Study(
         "How good is the recipe of configs/pbc.py on PBC's validation images, which chose nothing within a run?",
         _RECIPE,
-        {"64 px, ImageNet": _WEIGHTS, "64 px, random": {}, "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128})},
+        {
+            "64 px, ImageNet": _WEIGHTS,
+            "64 px, random": {},
+            "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128, "source": GROWN}),
+        },
         primary="top1",
     ),
     "red-cells": Study(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmnet_jax.models import conv as forms
-from rcmnet_jax.models import reduce
+from rcmnet_jax.models import reduce, winograd
 from rcmnet_jax.models.winograd import winograd_conv
 
 
@@ -95,17 +95,58 @@ def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
         np.testing.assert_array_equal(reduce.max_channels(x), np.asarray(x).max(-1))
 
 
+@pytest.mark.parametrize("tile", [2, 4])
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 6), (3, 8)])
-def test_winograds_form_equals_the_convolution(size):
-    alike(winograd_conv, lambda x, w: forms.plain_conv(x, w, 1, 1), draw(3, *size, 5), draw(3, 3, 5, 6, seed=2))
+@pytest.mark.parametrize("wide", [False, True])
+def test_winograds_form_equals_the_convolution(size, tile, wide, monkeypatch):
+    monkeypatch.setattr(winograd, "_WIDE", 1 if wide else 128)  # the kernel's gradient by tiles, and by XLA
+    x, w = draw(3, *size, 5), draw(3, 3, 5, 6, seed=2)
+    alike(lambda x, w: winograd_conv(x, w, tile), lambda x, w: forms.plain_conv(x, w, 1, 1), x, w)
 
 
-def test_winograds_form_rounds_as_the_convolution_does():
-    x, w = draw(8, 16, 16, 128), draw(3, 3, 128, 128, seed=2)
+def test_winograds_form_in_parts_equals_the_convolution(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(winograd, "_WIDE", 1)
+    monkeypatch.setattr(winograd, "_CACHED", 4 * 8 * 8 * 5 * 4)  # two of six images for the kernel's gradient
+    x, w = draw(6, 8, 8, 5), draw(3, 3, 5, 6, seed=2)
+    assert "while" in jax.jit(lambda x, w: winograd_conv(x, w, 4)).lower(x, w).as_text()
+    alike(lambda x, w: winograd_conv(x, w, 4), lambda x, w: forms.plain_conv(x, w, 1, 1), x, w)
+
+
+@pytest.mark.parametrize(("tile", "times"), [(2, 2), (4, 6)])
+def test_winograds_form_rounds_a_few_times_as_much_as_xlas(tile, times, monkeypatch):
+    monkeypatch.setattr(winograd, "_WIDE", 1)
+    x, w, dy = draw(8, 16, 16, 128), draw(3, 3, 128, 128, seed=2), draw(8, 16, 16, 128, seed=3)
+
+    def all_of(form, *args):
+        value, pull = jax.vjp(form, *args[:2])
+        return value, *pull(args[2])
+
     with jax.enable_x64(True):
-        exact = np.asarray(forms.plain_conv(jnp.asarray(x, jnp.float64), jnp.asarray(w, jnp.float64), 1, 1))
-    errors = [np.abs(np.asarray(y) - exact).max() for y in (winograd_conv(x, w), forms.plain_conv(x, w, 1, 1))]
-    assert errors[0] < 4 * errors[1] < 4e-3
+        wide = (jnp.asarray(a, jnp.float64) for a in (x, w, dy))
+        exact = [np.asarray(a) for a in all_of(lambda x, w: forms.plain_conv(x, w, 1, 1), *wide)]
+    ours = all_of(lambda x, w: winograd_conv(x, w, tile), x, w, dy)
+    theirs = all_of(lambda x, w: forms.plain_conv(x, w, 1, 1), x, w, dy)
+    for a, b, c in zip(ours, theirs, exact, strict=True):
+        error, usual = (np.linalg.norm(np.asarray(y) - c) / np.linalg.norm(c) for y in (a, b))
+        assert error < times * usual < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "tile"),
+    [
+        ((32, 56, 56, 64), 64, 4),
+        ((32, 14, 14, 256), 256, 2),  # four do not divide 14
+        ((32, 8, 8, 128), 128, 2),
+        ((32, 7, 7, 512), 512, 0),
+        ((1, 56, 56, 64), 64, 0),  # too little to compile for
+        ((32, 2, 2, 512), 512, 0),
+    ],
+)
+def test_winograds_form_is_for_large_convolutions(shape, outputs, tile):
+    x, w = (jax.ShapeDtypeStruct(size, jnp.float32) for size in (shape, (3, 3, shape[-1], outputs)))
+    assert forms._tile(x, w, 1, 1) == tile
+    assert forms._tile(x, w, 2, 1) == 0
 
 
 @pytest.mark.parametrize("stride", [1, 2])

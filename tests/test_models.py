@@ -22,8 +22,11 @@ SWITCHES = ("resnet18", "resnet18_cbam", "resnet18_mhsa", "rcmnet")
 def parity(config, size, dtype, logits_within, gradients_within):
     pytest.importorskip("torch")
     case = problem(config, size)
-    # The twin computes in float64 always: in float32 its own gradients are off by up to 2% of a tensor's norm.
+    # The twin computes in float64 always: in float32 its own gradients are off by up to 2% of a tensor's norm, for a
+    # rounding may turn a maximum or a ReLU to the other side. Where theirs are off by more than asked, so may ours be.
     ours, theirs = jax_step(*case, dtype), torch_step(*case, np.float64)
+    if dtype == np.float32:
+        gradients_within = max(gradients_within, worst(torch_step(*case, np.float32)[3], theirs[3]))
     names = ("loss", "training logits", "inference logits", "gradients", "statistics")
     bounds = (logits_within, logits_within, logits_within, gradients_within, logits_within)
     for name, a, b, bound in zip(names, ours, theirs, bounds, strict=True):

@@ -1,139 +1,155 @@
-"""3x3 convolution by Winograd's minimal filtering: 16 multiplications where the definition has 36.
+"""3x3 convolution by minimal filtering: 36 multiplications where the definition has 144, or 16 where it has 36.
 
-F(2x2, 3x3) of Lavin and Gray 2015 (arXiv 1509.09308), section 4.1: an output of 2x2 pixels comes from 4x4 of the input,
-Y = A^T [(G g G^T) * (B^T d B)] A. In each of the 16 places of a tile the product over channels is a matrix product
-over all tiles. The gradients are the transposed maps, so that they need no more. Rounding is that of a sum of 16 terms.
+F(4x4, 3x3) and F(2x2, 3x3) of Winograd, as in Lavin & Gray 2015 (arXiv 1509.09308): an output of 4x4 pixels comes from
+6x6 of the input, Y = A^T [(G g G^T) * (B^T d B)] A. In each of the 36 places of a tile the product over channels is a
+matrix product over all tiles. A, G and B come from five points and infinity by Toom and Cook's construction. With
+0, +-sqrt(1/2), +-sqrt(2) the rounding is three to five times that of XLA's own convolution, where the usual 0, +-1, +-2
+have ten (why points matter: Barabasz et al. 2020, arXiv 1803.10986). The gradient for the images is the same map with
+the kernel turned round, and that for the kernel the transposed one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from numpy.polynomial import polynomial
 
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-# Rows of B^T and columns of A, as (place, sign). Along an axis a tile is two pairs of pixels: place is (pair, which).
-_B = (((0, 0), 1), ((1, 0), -1)), (((0, 1), 1), ((1, 0), 1)), (((1, 0), 1), ((0, 1), -1)), (((0, 1), 1), ((1, 1), -1))
-_A = ((0, 1),), ((0, 1), (1, 1)), ((0, 1), (1, -1)), ((1, -1),)
+_TAPS = 3
+_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity
+_CACHED = 2**21  # bytes of images whose tiles are made at once: each place reads them anew, from a cache and not memory
+_WIDE = 128  # channels from which the kernel's gradient gains too: products of fewer are too small
 
-Tiles = list[Array]  # 16 of (N, C), place (i, j) of all N tiles at 4 i + j
-
-
-@jax.custom_vjp
-def winograd_conv(x: Array, kernel: Array) -> Array:
-    """x (B, H, W, C_in) with kernel (3, 3, C_in, C_out), stride 1 and zero padding 1, -> (B, H, W, C_out)."""
-    tiles, filters = _input_tiles(x), _filters(kernel)
-    return _output([v @ u for v, u in zip(tiles, filters, strict=True)], (*x.shape[:3], kernel.shape[3]))
+Tiles = list[Array]  # of (N, C): place (i, j) of all N tiles, row by row
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return winograd_conv(x, kernel), (x, kernel)
+@functools.cache
+def _maps(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A (P, tile), G (P, 3) and B^T (P, P) of the P = tile + 2 points, float64."""
+    points, places = _POINTS[tile], tile + _TAPS - 1
+    a, g, b = np.zeros((places, tile)), np.zeros((places, _TAPS)), np.zeros((places, places))
+    for i, point in enumerate(points):
+        others = [other for other in points if other != point]
+        a[i] = point ** np.arange(tile)
+        g[i] = point ** np.arange(_TAPS) / np.prod([point - other for other in others])
+        b[i, :-1] = polynomial.polyfromroots(others)
+    a[-1, -1] = g[-1, -1] = 1
+    b[-1] = polynomial.polyfromroots(points)
+    b[np.abs(b) < 1e-12] = 0
+    return a, g, b
 
 
-def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def winograd_conv(x: Array, kernel: Array, tile: int) -> Array:
+    """x (B, H, W, C_in) with kernel (3, 3, C_in, C_out), stride 1 and zero padding 1, -> (B, H, W, C_out).
+
+    tile is 4 or 2: pixels along a side of what is computed at once. Best divides H and W, or the last are computed in
+    vain and cut off, which takes longer still.
+    """
+    (tiles,) = _in_parts(lambda x: (_input_tiles(x, tile),), x)
+    products = [v @ u for v, u in zip(tiles, _filters(kernel, tile), strict=True)]
+    return _output(products, (*x.shape[:3], kernel.shape[3]), tile)
+
+
+def _forward(x: Array, kernel: Array, tile: int) -> tuple[Array, tuple[Array, Array]]:
+    return winograd_conv(x, kernel, tile), (x, kernel)
+
+
+def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    outer = _output_transposed(dy)
-    dtiles = [m @ u.T for m, u in zip(outer, _filters(kernel), strict=True)]
-    dfilters = jnp.stack([v.T @ m for v, m in zip(_input_tiles(x), outer, strict=True)])
-    g = jnp.asarray(_G, kernel.dtype)
-    dkernel = jnp.einsum("ia,ijco,jb->abco", g, dfilters.reshape(4, 4, *kernel.shape[2:]), g)
-    return _input_transposed(dtiles, x.shape), dkernel
+    dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
+    if min(kernel.shape[2:]) < _WIDE:
+        (dkernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(dy)
+        return dx, dkernel
+    tiles, outer = _in_parts(lambda x, dy: (_input_tiles(x, tile), _output_transposed(dy, tile)), x, dy)
+    products = jnp.stack([v.T @ m for v, m in zip(tiles, outer, strict=True)])
+    return dx, _filters_transposed(products, tile)
 
 
 winograd_conv.defvjp(_forward, _backward)
 
 
-def _grid(shape: tuple[int, ...]) -> tuple[int, int]:
+def _plain(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _in_parts(make: Callable[..., tuple[Tiles, ...]], *images: Array) -> tuple[Tiles, ...]:
+    """What `make` gives for images (B, H, W, C), of so many at a time as a core's cache holds."""
+    batch, size = len(images[0]), sum(x[0].size * x.dtype.itemsize for x in images)
+    few = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * size <= _CACHED))
+    if few == batch or jax.device_count() > 1:  # a loop over a batch that devices share would gather it
+        return make(*images)
+    parts = lax.map(lambda each: make(*each), tuple(x.reshape(-1, few, *x.shape[1:]) for x in images))
+    return tuple([v.reshape(-1, v.shape[-1]) for v in tiles] for tiles in parts)
+
+
+def _grid(shape: tuple[int, ...], tile: int) -> tuple[int, int]:
     """Tiles along height and width."""
-    return -(-shape[1] // 2), -(-shape[2] // 2)
+    return -(-shape[1] // tile), -(-shape[2] // tile)
 
 
-def _filters(kernel: Array) -> Array:
-    """G g G^T, (16, C_in, C_out)."""
-    g = jnp.asarray(_G, kernel.dtype)
-    return jnp.einsum("ia,abco,jb->ijco", g, kernel, g).reshape(16, *kernel.shape[2:])
+def _filters(kernel: Array, tile: int) -> Array:
+    """G g G^T, (P P, C_in, C_out): one product, which transposes nothing."""
+    both = jnp.asarray(np.kron(_maps(tile)[1], _maps(tile)[1]), kernel.dtype)
+    return (both @ kernel.reshape(_TAPS * _TAPS, -1)).reshape(-1, *kernel.shape[2:])
 
 
-def _input_tiles(x: Array) -> Tiles:
-    """B^T d B."""
+def _filters_transposed(filters: Array, tile: int) -> Array:
+    """G^T u G, (3, 3, C_in, C_out)."""
+    both = jnp.asarray(np.kron(_maps(tile)[1], _maps(tile)[1]).T, filters.dtype)
+    return (both @ filters.reshape(len(filters), -1)).reshape(_TAPS, _TAPS, *filters.shape[1:])
+
+
+def _input_tiles(x: Array, tile: int) -> Tiles:
+    """B^T d B. Tiles overlap by two pixels."""
     batch, height, width, channels = x.shape
-    rows, columns = _grid(x.shape)
-    edges = ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0))
-    pairs = jnp.pad(x, edges).reshape(batch, rows + 1, 2, columns + 1, 2, channels)
-
-    def at(down: tuple[int, int], right: tuple[int, int]) -> Array:
-        return pairs[:, down[0] : down[0] + rows, down[1], right[0] : right[0] + columns, right[1]]
-
-    return [
-        _total([(a * b, at(down, right)) for down, a in row for right, b in column]).reshape(-1, channels)
-        for row in _B
-        for column in _B
-    ]
+    rows, columns = _grid(x.shape, tile)
+    edges = ((0, 0), (1, tile * (rows + 1) - 1 - height), (1, tile * (columns + 1) - 1 - width), (0, 0))
+    x = jnp.pad(x, edges).reshape(batch, rows + 1, tile, columns + 1, tile, channels)
+    tiles = []
+    for down in _maps(tile)[2]:
+        line = _weighted(down, [x[:, k // tile : k // tile + rows, k % tile] for k in range(tile + 2)])
+        pixels = [line[:, :, k // tile : k // tile + columns, k % tile] for k in range(tile + 2)]
+        tiles += [_weighted(right, pixels).reshape(-1, channels) for right in _maps(tile)[2]]
+    return tiles
 
 
-def _output(tiles: Tiles, shape: tuple[int, ...]) -> Array:
+def _output(tiles: Tiles, shape: tuple[int, ...], tile: int) -> Array:
     """A^T m A, put together: (B, H, W, C)."""
-    rows, columns = _grid(shape)
+    rows, columns = _grid(shape, tile)
+    a, places = _maps(tile)[0].T, tile + 2
+    lines = [[_weighted(right, tiles[start : start + places]) for right in a] for start in range(0, len(tiles), places)]
 
-    def at(down: int, right: int) -> Array:
-        terms = [
-            (a * b, tiles[4 * i + j])
-            for i, row in enumerate(_A)
-            for j, column in enumerate(_A)
-            for y, a in row
-            for x, b in column
-            if (y, x) == (down, right)
-        ]
-        return _total(terms).reshape(shape[0], rows, columns, -1)
+    def row(down: np.ndarray) -> Array:
+        across = [_weighted(down, [line[i] for line in lines]) for i in range(tile)]
+        return jnp.stack([y.reshape(shape[0], rows, columns, -1) for y in across], 3)
 
-    return _woven(at, shape)
+    y = jnp.stack([row(down) for down in a], 2).reshape(shape[0], tile * rows, tile * columns, -1)
+    return y[:, : shape[1], : shape[2]]
 
 
-def _output_transposed(dy: Array) -> Tiles:
+def _output_transposed(dy: Array, tile: int) -> Tiles:
     """A dy A^T."""
     batch, height, width, channels = dy.shape
-    rows, columns = _grid(dy.shape)
-    edges = ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0))
-    pairs = jnp.pad(dy, edges).reshape(batch, rows, 2, columns, 2, channels)
-    flat = [[pairs[:, :, y, :, x].reshape(-1, channels) for x in (0, 1)] for y in (0, 1)]
-    return [_total([(a * b, flat[y][x]) for y, a in row for x, b in column]) for row in _A for column in _A]
+    rows, columns = _grid(dy.shape, tile)
+    edges = ((0, 0), (0, tile * rows - height), (0, tile * columns - width), (0, 0))
+    dy = jnp.pad(dy, edges).reshape(batch, rows, tile, columns, tile, channels)
+    tiles = []
+    for down in _maps(tile)[0]:
+        line = _weighted(down, [dy[:, :, k] for k in range(tile)])
+        pixels = [line[:, :, :, k] for k in range(tile)]
+        tiles += [_weighted(right, pixels).reshape(-1, channels) for right in _maps(tile)[0]]
+    return tiles
 
 
-def _input_transposed(tiles: Tiles, shape: tuple[int, ...]) -> Array:
-    """B v B^T, where tiles overlap added up: (B, H, W, C)."""
-    rows, columns = _grid(shape)
-    ring = ((0, 0), (1, 1), (1, 1), (0, 0))
-    held = [jnp.pad(v.reshape(shape[0], rows, columns, -1), ring) for v in tiles]
-
-    def at(down: int, right: int) -> Array:
-        """Pixels 2 t + down, 2 s + right: of the padded image pair t + down, which 1 - down, and so along the width."""
-        terms = []
-        for i, row in enumerate(_B):
-            for j, column in enumerate(_B):
-                for (pair, which), a in row:
-                    for (other, side), b in column:
-                        if (which, side) == (1 - down, 1 - right):
-                            top, left = 1 + down - pair, 1 + right - other
-                            terms.append((a * b, held[4 * i + j][:, top : top + rows, left : left + columns]))
-        return _total(terms)
-
-    return _woven(at, shape)
-
-
-def _woven(at: Callable[[int, int], Array], shape: tuple[int, ...]) -> Array:
-    """The image (B, H, W, C) whose every second row and column, from `down` and `right`, is `at(down, right)`."""
-    y = jnp.stack([jnp.stack([at(down, right) for right in (0, 1)], 3) for down in (0, 1)], 2)
-    batch, rows, _, columns, _, channels = y.shape
-    return y.reshape(batch, 2 * rows, 2 * columns, channels)[:, : shape[1], : shape[2]]
-
-
-def _total(terms: list[tuple[int, Array]]) -> Array:
-    """The signed sum, without a multiplication."""
-    sign, y = terms[0]
-    total = y if sign > 0 else lax.neg(y)
-    for sign, y in terms[1:]:
-        total = total + y if sign > 0 else total - y
+def _weighted(weights: np.ndarray | Sequence[float], terms: Sequence[Array]) -> Array:
+    """The sum of weights times terms, without those whose weight is zero."""
+    kept = [(float(weight), term) for weight, term in zip(weights, terms, strict=True) if weight]
+    total = kept[0][1] if kept[0][0] == 1 else kept[0][0] * kept[0][1]
+    for weight, term in kept[1:]:
+        total = total + (term if weight == 1 else weight * term)
     return total
