@@ -111,7 +111,7 @@ def _part(splits: Path, images: int, work: Path) -> Path:
     return path
 
 
-def _results(workdir: Path) -> dict[str, dict[str, float | None]]:
+def _results(workdir: Path) -> dict[str, dict[str, Any]]:
     """Of pretraining, and of each arm."""
     found = {}
     for name in ("pretrain", *ARMS):
@@ -132,16 +132,14 @@ def _differences(workdir: Path) -> dict[str, dict[str, list[float]]]:
 
 def table(study: str) -> str:
     """The Markdown of a study: for each run and arm the metrics over the seeds, and the paired difference."""
-    lines, found = records(study), STUDIES[study]
+    lines, found = sorted(records(study), key=lambda line: line["seed"]), STUDIES[study]
     if not lines:
         return ""
     values: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    less: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         for arm, metrics in line["results"].items():
             values.setdefault((line["run"], arm), {})[line["seed"]] = metrics
-        for arm, each in line.get("differences", {}).items():  # lines of before the intervals have neither
-            less.setdefault((line["run"], arm), each[found.primary])
+    leading = {line["run"]: line for line in reversed(lines)}  # of each run the first seed's
     first, name = next(iter(found.runs)), found.primary.replace("_", " ").replace("top1", "top-1")
     shown = [("top1", "top-1"), ("balanced_accuracy", "balanced accuracy"), ("nll", "NLL")]
     head = ["run", *(label for _, label in shown), f"{name}, one seed's interval", f"{name}, against {first}",
@@ -153,14 +151,19 @@ def table(study: str) -> str:
         both = [seeds[s][found.primary] - base[s][found.primary] for s in sorted(seeds.keys() & base.keys())]
         minutes = np.mean([line["seconds"] for line in lines if line["run"] == run]) / 60
         label = run if arm == "pretrain" else f"{run}, {arm}"
-        bounds = next(iter(seeds.values())).get("intervals", {}).get(found.primary)
-        interval = f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}" if bounds else ""
-        more = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in less[run, arm])) if (run, arm) in less else ""
-        body.append([label, *cells, interval, "" if run == first else _difference(both), more,
+        interval = _points("{:.1f}-{:.1f}", leading[run]["results"].get(arm, {}).get("intervals"), found.primary)
+        ahead = _points("{:+.1f} ({:+.1f} to {:+.1f})", leading[run].get("differences", {}).get(arm), found.primary)
+        body.append([label, *cells, interval, "" if run == first else _difference(both), ahead,
                      str(len(seeds)), f"{minutes:.0f}"])  # fmt: skip
     filled = [i for i in range(len(head)) if any(row[i] for row in body)]
     rows = ["| " + " | ".join(row[i] for i in filled) + " |" for row in (head, ["---"] * len(head), *body)]
     return "\n".join([found.question, "", *rows, "", _measured(lines)])
+
+
+def _points(form: str, found: Mapping[str, Sequence[float | None]] | None, key: str) -> str:
+    """Shares as points in `form`; empty where a line has none, or one image or group gave no interval."""
+    shares = [100 * share for share in (found or {}).get(key, ()) if share is not None]
+    return form.format(*shares) if len(shares) == form.count("{") else ""
 
 
 def _spread(values: Sequence[float], share: bool) -> str:

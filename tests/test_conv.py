@@ -99,15 +99,15 @@ def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 6), (3, 8)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_winograds_form_equals_the_convolution(size, tile, wide, monkeypatch):
-    monkeypatch.setattr(winograd, "_WIDE", 1 if wide else 128)  # the kernel's gradient by tiles, and by XLA
+    monkeypatch.setattr(winograd, "WIDE", 1 if wide else 128)  # the kernel's gradient by tiles, and by XLA
     x, w = draw(3, *size, 5), draw(3, 3, 5, 6, seed=2)
     alike(lambda x, w: winograd_conv(x, w, tile), lambda x, w: forms.plain_conv(x, w, 1, 1), x, w)
 
 
 def test_winograds_form_in_parts_equals_the_convolution(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(winograd, "_WIDE", 1)
-    monkeypatch.setattr(winograd, "_CACHED", 4 * 8 * 8 * 5 * 4)  # two of six images for the kernel's gradient
+    monkeypatch.setattr(winograd, "WIDE", 1)
+    monkeypatch.setattr(winograd, "CACHED", 2 * 8 * 8 * (5 + 6) * 4)  # two of six x and dy at a time, three of x or dy
     x, w = draw(6, 8, 8, 5), draw(3, 3, 5, 6, seed=2)
     assert "while" in jax.jit(lambda x, w: winograd_conv(x, w, 4)).lower(x, w).as_text()
     alike(lambda x, w: winograd_conv(x, w, 4), lambda x, w: forms.plain_conv(x, w, 1, 1), x, w)
@@ -115,7 +115,7 @@ def test_winograds_form_in_parts_equals_the_convolution(monkeypatch):
 
 @pytest.mark.parametrize(("tile", "times"), [(2, 2), (4, 6)])
 def test_winograds_form_rounds_a_few_times_as_much_as_xlas(tile, times, monkeypatch):
-    monkeypatch.setattr(winograd, "_WIDE", 1)
+    monkeypatch.setattr(winograd, "WIDE", 1)
     x, w, dy = draw(8, 16, 16, 128), draw(3, 3, 128, 128, seed=2), draw(8, 16, 16, 128, seed=3)
 
     def all_of(form, *args):
@@ -145,8 +145,16 @@ def test_winograds_form_rounds_a_few_times_as_much_as_xlas(tile, times, monkeypa
 )
 def test_winograds_form_is_for_large_convolutions(shape, outputs, tile):
     x, w = (jax.ShapeDtypeStruct(size, jnp.float32) for size in (shape, (3, 3, shape[-1], outputs)))
-    assert forms._tile(x, w, 1, 1) == tile
-    assert forms._tile(x, w, 2, 1) == 0
+    assert forms.winograd_tile(x, w, 1, 1) == tile
+    assert forms.winograd_tile(x, w, 2, 1) == 0
+    assert forms.winograd_tile(jax.ShapeDtypeStruct(shape, jnp.bfloat16), w, 1, 1) == 0
+
+
+@pytest.mark.slow
+def test_a_large_convolution_by_tiles_of_four_equals_xlas():
+    x, w = draw(16, 32, 32, 64), draw(3, 3, 64, 64, seed=2) / 24
+    assert forms.winograd_tile(x, w, 1, 1) == 4
+    alike(lambda x, w: forms.conv(x, w, padding=1), lambda x, w: forms.plain_conv(x, w, 1, 1), x, w)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -385,7 +385,7 @@ def test_the_published_set_is_decoded_once(real_data, cache, monkeypatch):
     def forbidden(*_):
         raise AssertionError("the set is there; opening it must not make it again")
 
-    monkeypatch.setattr(module, "_made", forbidden)
+    monkeypatch.setattr(module, "build", forbidden)
     again = prepare(spec, rule, cache=cache, splits=str(real_data / "pbc_128px_split.csv"))
     assert len(first.examples.path) == 13_724
     assert again.fingerprint == first.fingerprint

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from rcmnet_jax import files
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.errors import UserError
 
@@ -189,10 +190,10 @@ def test_facts_that_are_no_json_are_refused_before_anything_is_written(tmp_path)
     assert not (tmp_path / "c").exists()
 
 
-def test_a_save_returns_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_save_returns_before_it_is_committed(tmp_path, monkeypatch):
     store, told = Store(tmp_path), threading.Event()
-    write = store._write
-    monkeypatch.setattr(store, "_write", lambda *given: (told.wait(60), write(*given)))
+    commit = files.commit_folder
+    monkeypatch.setattr(files, "commit_folder", lambda *given: (told.wait(60), commit(*given)))
     array = jnp.ones((250, 1000), jnp.float32)
     store.save(1, {"a": array})  # would wait for a minute if it wrote on its own
     array.delete()  # as donation to the next step does

@@ -64,6 +64,13 @@ def test_rows_show_an_interval_and_how_far_transfer_is_ahead_of_an_arm(kept):
     assert "+2.0" not in transfer
 
 
+def test_a_single_image_has_no_interval_to_show(kept):
+    line = record("base", 0, 0.5)
+    line["results"]["pretrain"]["intervals"] = {key: [None, None] for key in study.INTERVALS}
+    keep(kept, line | {"differences": {"shortcut": {key: [0.02, None, None] for key in study.INTERVALS}}})
+    assert "interval" not in study.table("smoke")
+
+
 def test_a_record_of_other_settings_does_not_count(kept):
     keep(kept, record("base", 0, 0.5), record("base", 1, 0.7, settings={"image_size": 1}))
     assert [line["seed"] for line in study.records("smoke")] == [0]

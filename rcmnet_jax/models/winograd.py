@@ -2,10 +2,10 @@
 
 F(4x4, 3x3) and F(2x2, 3x3) of Winograd, as in Lavin & Gray 2015 (arXiv 1509.09308): an output of 4x4 pixels comes from
 6x6 of the input, Y = A^T [(G g G^T) * (B^T d B)] A. In each of the 36 places of a tile the product over channels is a
-matrix product over all tiles. A, G and B come from five points and infinity by Toom and Cook's construction. With
-0, +-sqrt(1/2), +-sqrt(2) the rounding is three to five times that of XLA's own convolution, where the usual 0, +-1, +-2
-have ten (why points matter: Barabasz et al. 2020, arXiv 1803.10986). The gradient for the images is the same map with
-the kernel turned round, and that for the kernel the transposed one.
+matrix product over all tiles. A, G and B come from points and infinity by Toom and Cook's construction: 0, +-1 for
+tiles of 2x2. For 4x4, with 0, +-sqrt(1/2), +-sqrt(2), the rounding is three to five times that of XLA's own
+convolution, where the usual 0, +-1, +-2 have ten (why points matter: Barabasz et al. 2020, arXiv 1803.10986). The
+gradient for the images is the same map with the kernel turned round, and that for a wide kernel the transposed one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.polynomial import polynomial
 
 _TAPS = 3
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity
-_CACHED = 2**21  # bytes of images whose tiles are made at once: each place reads them anew, from a cache and not memory
-_WIDE = 128  # channels from which the kernel's gradient gains too: products of fewer are too small
+CACHED = 2**21  # bytes of images whose tiles are made at once: each place reads them anew, from a cache and not memory
+WIDE = 128  # channels from which the kernel's gradient gains too: products of fewer are too small
 
 Tiles = list[Array]  # of (N, C): place (i, j) of all N tiles, row by row
 
@@ -62,7 +62,7 @@ def _forward(x: Array, kernel: Array, tile: int) -> tuple[Array, tuple[Array, Ar
 def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
-    if min(kernel.shape[2:]) < _WIDE:
+    if min(kernel.shape[2:]) < WIDE:
         (dkernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(dy)
         return dx, dkernel
     tiles, outer = _in_parts(lambda x, dy: (_input_tiles(x, tile), _output_transposed(dy, tile)), x, dy)
@@ -78,9 +78,9 @@ def _plain(x: Array, kernel: Array) -> Array:
 
 
 def _in_parts(make: Callable[..., tuple[Tiles, ...]], *images: Array) -> tuple[Tiles, ...]:
-    """What `make` gives for images (B, H, W, C), of so many at a time as a core's cache holds."""
+    """What `make` gives for images (B, H, W, C), as many at a time as divide the batch and fit into `CACHED`."""
     batch, size = len(images[0]), sum(x[0].size * x.dtype.itemsize for x in images)
-    few = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * size <= _CACHED))
+    few = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * size <= CACHED))
     if few == batch or jax.device_count() > 1:  # a loop over a batch that devices share would gather it
         return make(*images)
     parts = lax.map(lambda each: make(*each), tuple(x.reshape(-1, few, *x.shape[1:]) for x in images))
