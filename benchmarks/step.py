@@ -22,16 +22,15 @@ CLASSES = 8
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
 OURS = {"train": ["ours, step", "ours, in runs"], "infer": ["ours"]}
 THEIRS = ["PyTorch, eager", "PyTorch, compiled"]
-PLAIN = {"train": "ours, in runs, plain", "infer": "ours, plain"}
+PLAIN = ", plain"  # what the names of ours in XLA's own forms end with
 
 
 def contender(name: str, model: str, size: int, batch: int, what: str) -> Contender:
-    """The contender of a name in OURS, THEIRS or PLAIN."""
+    """The contender of a name in OURS or THEIRS; one of OURS may end with PLAIN."""
     if name in THEIRS:
         return theirs(model, size, batch, what, name == THEIRS[1])
-    if name == PLAIN[what]:
-        return plain(ours(model, size, batch, what)[-1])
-    return next(one for one in ours(model, size, batch, what) if one.name == name)
+    found = next(one for one in ours(model, size, batch, what) if one.name == name.removesuffix(PLAIN))
+    return plain(found) if name.endswith(PLAIN) else found
 
 
 def plain(one: Contender) -> Contender:
@@ -42,7 +41,7 @@ def plain(one: Contender) -> Contender:
         with portable():
             one.run(n)
 
-    return Contender(f"{one.name}, plain", run, one.images)
+    return Contender(one.name + PLAIN, run, one.images)
 
 
 def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
@@ -175,7 +174,7 @@ def main() -> None:
     words.add_argument("--model", default="rcmnet")
     words.add_argument("--what", choices=("train", "infer"), default="train")
     words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    words.add_argument("--plain", action="store_true", help="add the step of a run in XLA's own forms")
+    words.add_argument("--plain", action="store_true", help="add ours in XLA's own forms")
     words.add_argument("--alone", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)
     chosen = words.parse_args()
     if chosen.alone:
@@ -187,7 +186,7 @@ def main() -> None:
     asked = {"model": chosen.model, "what": chosen.what, "size": chosen.size, "batch": chosen.batch}
     arguments = [word for key, value in asked.items() for word in (f"--{key}", str(value))]
     names = [n for n in OURS[chosen.what] + THEIRS if not (chosen.no_compile and n == THEIRS[1])]
-    names += [PLAIN[chosen.what]] * chosen.plain
+    names += [OURS[chosen.what][-1] + PLAIN] * chosen.plain
     results = turns("benchmarks.step", arguments, names, rounds=chosen.rounds, seconds=chosen.seconds)
     best = max((r for r in results if r.name.startswith("PyTorch")), key=lambda r: r.median)
     rows = []

@@ -140,13 +140,13 @@ def table(study: str) -> str:
         for arm, metrics in line["results"].items():
             values.setdefault((line["run"], arm), {})[line["seed"]] = metrics
     leading = {line["run"]: line for line in reversed(lines)}  # of each run the first seed's
-    first, name = next(iter(found.runs)), found.primary.replace("_", " ").replace("top1", "top-1")
-    shown = [("top1", "top-1"), ("balanced_accuracy", "balanced accuracy"), ("nll", "NLL")]
-    head = ["run", *(label for _, label in shown), f"{name}, one seed's interval", f"{name}, against {first}",
+    shown = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "nll": "NLL"}
+    first, name = next(iter(found.runs)), shown[found.primary]
+    head = ["run", *shown.values(), f"{name}, one seed's interval", f"{name}, against {first}",
             "the run's first arm less this one", "seeds", "minutes"]  # fmt: skip
     body = []
     for (run, arm), seeds in values.items():
-        cells = [_spread([one[key] for one in seeds.values()], key != "nll") for key, _ in shown]
+        cells = [_spread([one[key] for one in seeds.values()], key != "nll") for key in shown]
         base = values.get((first, arm), {})
         both = [seeds[s][found.primary] - base[s][found.primary] for s in sorted(seeds.keys() & base.keys())]
         minutes = np.mean([line["seconds"] for line in lines if line["run"] == run]) / 60

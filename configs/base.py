@@ -30,7 +30,7 @@ PBC: dict[str, Any] = {
         "blur": 0.01, "noise": 0.01,
     },
 }  # fmt: skip
-# Most steps on images of half the side, at a quarter of the cost each.
+# For 128 px: most steps on images of half the side, at a quarter of the cost each.
 GROWN: dict[str, Any] = {"start_size": 64, "grow": 0.6}
 # A few hundred real cells: 40 epochs are some 800 updates a fold.
 REAL: dict[str, Any] = {"epochs": 40.0, "optimizer": {"learning_rate": 0.2}}

@@ -6,12 +6,12 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from rcmnet_jax.models.plain import plain_conv, plain_max_pool
 from rcmnet_jax.models.reduce import on_cpu
 from rcmnet_jax.models.winograd import winograd_conv
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
 _LARGE, _LARGER = 2**28, 2**29  # multiply-adds from which tiles of 2x2 and of 4x4 are worth the time to compile them
@@ -32,11 +32,6 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
     if _is_small(x.shape, kernel.shape, stride, padding):
         return taps_conv(x, kernel, stride, padding)
     return plain_conv(x, kernel, stride, padding)
-
-
-def plain_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """XLA's own convolution."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT)
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -123,12 +118,6 @@ def max_pool(x: Array) -> Array:
     The gradient goes to a window's first maximum.
     """
     return sliced_max_pool(x) if on_cpu() else plain_max_pool(x)
-
-
-def plain_max_pool(x: Array) -> Array:
-    """XLA's own pooling."""
-    y: Array = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return y
 
 
 @jax.custom_vjp

@@ -19,6 +19,8 @@ import numpy as np
 from jax import Array, lax
 from numpy.polynomial import polynomial
 
+from rcmnet_jax.models.plain import plain_conv
+
 _TAPS = 3
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity
 CACHED = 2**21  # bytes of images whose tiles are made at once: each place reads them anew, from a cache and not memory
@@ -63,7 +65,7 @@ def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, 
     x, kernel = saved
     dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
     if min(kernel.shape[2:]) < WIDE:
-        (dkernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(dy)
+        (dkernel,) = jax.linear_transpose(lambda kernel: plain_conv(x, kernel, 1, 1), kernel)(dy)
         return dx, dkernel
     tiles, outer = _in_parts(lambda x, dy: (_input_tiles(x, tile), _output_transposed(dy, tile)), x, dy)
     products = jnp.stack([v.T @ m for v, m in zip(tiles, outer, strict=True)])
@@ -71,10 +73,6 @@ def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, 
 
 
 winograd_conv.defvjp(_forward, _backward)
-
-
-def _plain(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _in_parts(make: Callable[..., tuple[Tiles, ...]], *images: Array) -> tuple[Tiles, ...]:
@@ -110,12 +108,8 @@ def _input_tiles(x: Array, tile: int) -> Tiles:
     rows, columns = _grid(x.shape, tile)
     edges = ((0, 0), (1, tile * (rows + 1) - 1 - height), (1, tile * (columns + 1) - 1 - width), (0, 0))
     x = jnp.pad(x, edges).reshape(batch, rows + 1, tile, columns + 1, tile, channels)
-    tiles = []
-    for down in _maps(tile)[2]:
-        line = _weighted(down, [x[:, k // tile : k // tile + rows, k % tile] for k in range(tile + 2)])
-        pixels = [line[:, :, k // tile : k // tile + columns, k % tile] for k in range(tile + 2)]
-        tiles += [_weighted(right, pixels).reshape(-1, channels) for right in _maps(tile)[2]]
-    return tiles
+    rows_of = [x[:, k // tile : k // tile + rows, k % tile] for k in range(tile + 2)]
+    return _places(_maps(tile)[2], rows_of, lambda y, k: y[:, :, k // tile : k // tile + columns, k % tile])
 
 
 def _output(tiles: Tiles, shape: tuple[int, ...], tile: int) -> Array:
@@ -138,15 +132,20 @@ def _output_transposed(dy: Array, tile: int) -> Tiles:
     rows, columns = _grid(dy.shape, tile)
     edges = ((0, 0), (0, tile * rows - height), (0, tile * columns - width), (0, 0))
     dy = jnp.pad(dy, edges).reshape(batch, rows, tile, columns, tile, channels)
+    return _places(_maps(tile)[0], [dy[:, :, k] for k in range(tile)], lambda y, k: y[:, :, :, k])
+
+
+def _places(weights: np.ndarray, rows: Sequence[Array], column: Callable[[Array, int], Array]) -> Tiles:
+    """W r W^T of all tiles, whose pixels in row k are in rows[k] and there in column l at `column(_, l)`."""
     tiles = []
-    for down in _maps(tile)[0]:
-        line = _weighted(down, [dy[:, :, k] for k in range(tile)])
-        pixels = [line[:, :, :, k] for k in range(tile)]
-        tiles += [_weighted(right, pixels).reshape(-1, channels) for right in _maps(tile)[0]]
+    for down in weights:
+        row = _weighted(down, rows)
+        columns = [column(row, k) for k in range(len(rows))]
+        tiles += [_weighted(right, columns).reshape(-1, row.shape[-1]) for right in weights]
     return tiles
 
 
-def _weighted(weights: np.ndarray | Sequence[float], terms: Sequence[Array]) -> Array:
+def _weighted(weights: np.ndarray, terms: Sequence[Array]) -> Array:
     """The sum of weights times terms, without those whose weight is zero."""
     kept = [(float(weight), term) for weight, term in zip(weights, terms, strict=True) if weight]
     total = kept[0][1] if kept[0][0] == 1 else kept[0][0] * kept[0][1]
