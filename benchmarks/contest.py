@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rcmnet_jax.console import Console
+from rcmnet_jax.runtime import cpu_model
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "simplejpeg", "Pillow")
 
@@ -175,11 +176,10 @@ def surroundings() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    """Its model and widest vector instructions, which machines of one name need not share."""
+    model, flags = cpu_model()
+    widest = next((word for word in ("amx_tile", "avx512f", "avx2", "asimd") if word in flags.split()), "")
+    return f"{model} ({widest})" if widest else model
 
 
 def publish(

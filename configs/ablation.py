@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import GROWN, PBC, REAL, SMOKE, change, config_dict
+from configs.base import GROWN, PBC, REAL, SMOKE, SPEEDRUN, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -118,6 +118,12 @@ STUDIES: dict[str, Study] = {
             "64 px, random": {},
             "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128, "source": GROWN}),
         },
+        primary="top1",
+    ),
+    "speedrun": Study(
+        "In how little time does PBC's validation set reach 98.5% top-1?",
+        _with(_RECIPE, _WEIGHTS),
+        {"96 px from 48": {"image_size": 96, "source": SPEEDRUN}},
         primary="top1",
     ),
     "red-cells": Study(

@@ -14,7 +14,7 @@ import numpy as np
 
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import ExperimentConfig, OptimizerConfig, SourceConfig, TargetConfig
-from rcmnet_jax.data.loader import GrowingLoader, Loader, ResidentLoader, StreamLoader
+from rcmnet_jax.data.loader import GrowingLoader, Loader, ResidentLoader, StreamLoader, shrink
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.predict import forward, reestimate
@@ -23,6 +23,7 @@ from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.loop import Stage, Surroundings, train
 from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
 from rcmnet_jax.training.step import Recipe, StepFn, make_optimizer, make_train_step
 
@@ -97,6 +98,13 @@ class Job:
     chosen: str = ""  # name of the recipe, where recipes are tried
     watch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose accuracy is noted each epoch
     choose: bool = False  # take the epoch that is best on `watch`, not the last
+
+    @property
+    def growing(self) -> tuple[int, int]:
+        """The smaller side that images have at first, and how many steps that lasts; 0, 0 without."""
+        if isinstance(self.stage, SourceConfig) and self.stage.start_size:
+            return self.stage.start_size, round(self.stage.grow * self.steps)
+        return 0, 0
 
     @property
     def folder_of(self) -> pathlib.Path:
@@ -176,8 +184,9 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
     sampling = job.stage.sampling if isinstance(job.stage, TargetConfig) else "uniform"
     step = make_train_step(job.network, compiled, placement)
     loader = job.pixels.loader(job.rows, stage.seed, sampling, job.soft)
-    if isinstance(job.stage, SourceConfig) and job.stage.start_size:
-        loader = GrowingLoader(loader, job.stage.start_size, until=round(job.stage.grow * job.steps))
+    size, until = job.growing
+    if until:
+        loader = GrowingLoader(loader, size, until)
     return stage, state, step, loader
 
 
@@ -220,7 +229,11 @@ class _BestEpoch:
         if self._store is not None and self._best < 0:
             found = self._store.restore(_named(state.ema_params, state.ema_batch_stats))
             self._best = found[2]["score"] if found else -1.0
-        logits = forward(job.network, state.ema_params, state.ema_batch_stats, self._images, run.placement)
+        small, until = job.growing
+        grown = step > until  # weights that have seen small images alone are right one time in six on large ones
+        network, fit = at_size(job.network, job.network.image_size if grown else (small, small))
+        images = self._images if grown else self._shrunk
+        logits = forward(network, fit(state.ema_params), state.ema_batch_stats, images, run.placement)
         right = logits.argmax(-1) == self._labels
         recalls = [right[self._labels == k].mean() for k in np.unique(self._labels)]
         score = float(np.mean(recalls))
@@ -232,6 +245,11 @@ class _BestEpoch:
             self._best = score
             self._store.save(step, _named(state.ema_params, state.ema_batch_stats), {"score": score})
             self._store.wait()
+
+    @cached_property
+    def _shrunk(self) -> np.ndarray:
+        small, few = self._job.growing[0], 256
+        return np.concatenate([shrink(self._images[i : i + few], small) for i in range(0, len(self._images), few)])
 
     def best(self, last: Trained) -> Trained:
         if self._store is None:

@@ -31,14 +31,15 @@ def alike(fast, plain, *args):
     [((2, 2), 3, 1, 1), ((4, 4), 3, 2, 1), ((1, 1), 3, 1, 1), ((3, 2), 3, 1, 1), ((5, 4), 3, 2, 1), ((2, 2), 1, 1, 0),
      ((4, 4), 7, 1, 3), ((2, 3), 5, 2, 2), ((7, 7), 3, 1, 1), ((8, 14), 3, 2, 1), ((1, 5), 3, 2, 0), ((3, 3), 3, 1, 4)],
 )  # fmt: skip
-def test_taps_equal_the_convolution(size, kernel, stride, padding):
+def test_taps_and_patches_equal_the_convolution(size, kernel, stride, padding):
     x, w = draw(3, *size, 5), draw(kernel, kernel, 5, 6, seed=2)
-    alike(
-        lambda x, w: forms.taps_conv(x, w, stride, padding),
-        lambda x, w: forms.plain_conv(x, w, stride, padding),
-        x,
-        w,
-    )
+    for form in (forms.taps_conv, forms.patches_conv):
+        alike(
+            lambda x, w, form=form: form(x, w, stride, padding),
+            lambda x, w: forms.plain_conv(x, w, stride, padding),
+            x,
+            w,
+        )
     np.testing.assert_allclose(
         forms.conv(x, w, stride=stride, padding=padding), forms.plain_conv(x, w, stride, padding), rtol=2e-5, atol=2e-5
     )
@@ -55,10 +56,24 @@ def test_small_images_with_many_channels_are_given_to_taps(side, stride):
     alike(ours, lambda x, w: forms.plain_conv(x, w, stride, 1), x, w)
 
 
-def test_sums_over_taps_of_bfloat16_are_rounded_once():
+@pytest.mark.parametrize(("side", "stride"), [(2, 1), (4, 1), (4, 2), (8, 2)])
+def test_the_patches_of_one_small_image_are_one_product(side, stride):
+    x, w = draw(1, side, side, 128), draw(3, 3, 128, 256, seed=2)
+
+    def ours(x, w):
+        return forms.conv(x, w, stride=stride, padding=1)
+
+    made = str(jax.make_jaxpr(ours)(x, w))
+    assert made.count("dot_general[") == 1
+    assert "conv_general_dilated" not in made
+    alike(ours, lambda x, w: forms.plain_conv(x, w, stride, 1), x, w)
+
+
+@pytest.mark.parametrize("form", [forms.taps_conv, forms.patches_conv])
+def test_sums_over_taps_of_bfloat16_are_rounded_once(form):
     x, w = draw(8, 4, 4, 32).astype(jnp.bfloat16), draw(3, 3, 32, 16, seed=2).astype(jnp.bfloat16)
     exact = forms.plain_conv(x.astype(jnp.float32), w.astype(jnp.float32), 1, 1)
-    found = forms.taps_conv(x, w, 1, 1)
+    found = form(x, w, 1, 1)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)
 

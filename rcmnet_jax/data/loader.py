@@ -211,11 +211,11 @@ class GrowingLoader:
     def batch(self, step: int) -> Batch:
         """Batch `step`, dispatched without waiting."""
         batch = self._loader.batch(step)
-        return batch._replace(images=_shrink(batch.images, self._size)) if step < self._until else batch
+        return batch._replace(images=shrink(batch.images, self._size)) if step < self._until else batch
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _shrink(images: jax.Array, size: int) -> jax.Array:
+def shrink(images: Any, size: int) -> jax.Array:
     """uint8 (B, S, S, 3) -> (B, size, size, 3): each pixel the mean of the area that it covers, rounded."""
     share = jnp.asarray(_areas(images.shape[1], size), jnp.float32)
     shrunk = jnp.einsum("ij,bjkc,lk->bilc", share, images.astype(jnp.float32), share, precision="highest")

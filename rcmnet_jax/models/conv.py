@@ -6,6 +6,7 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from rcmnet_jax.models.plain import plain_conv, plain_max_pool
@@ -14,6 +15,7 @@ from rcmnet_jax.models.winograd import winograd_conv
 
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
+_FEW = 16  # pixels of all outputs together up to which one product of patches is faster still: it reads the kernel once
 _LARGE, _LARGER = 2**28, 2**29  # multiply-adds from which tiles of 2x2 and of 4x4 are worth the time to compile them
 
 
@@ -30,7 +32,8 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
     if tile := winograd_tile(x, kernel, stride, padding):
         return winograd_conv(x, kernel, tile)
     if _is_small(x.shape, kernel.shape, stride, padding):
-        return taps_conv(x, kernel, stride, padding)
+        few = x.shape[0] * prod(_output(x.shape, kernel.shape, stride, padding)) <= _FEW
+        return (patches_conv if few else taps_conv)(x, kernel, stride, padding)
     return plain_conv(x, kernel, stride, padding)
 
 
@@ -98,6 +101,17 @@ def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
                 product = product.reshape(batch, tall, wide, -1)
                 total += jnp.pad(product, ((0, 0), (top, rows - bottom), (left, columns - end), (0, 0)))
     return total.astype(x.dtype)
+
+
+def patches_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The same as one product of the patches of x, padding included, with the whole kernel."""
+    rows, columns = _output(x.shape, kernel.shape, stride, padding)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    down, right = (rows - 1) * stride + 1, (columns - 1) * stride + 1
+    taps = [x[:, i : i + down : stride, j : j + right : stride] for i, j in np.ndindex(kernel.shape[:2])]
+    patches, exact = jnp.concatenate(taps, axis=3), jnp.promote_types(x.dtype, jnp.float32)  # (B, H', W', h w C_in)
+    product = jnp.matmul(patches, kernel.reshape(-1, kernel.shape[3]), preferred_element_type=exact)
+    return product.astype(x.dtype)
 
 
 def _met(size: int, length: int, taps: int, stride: int, padding: int) -> list[tuple[int, int, int]]:
