@@ -69,6 +69,35 @@ def test_the_patches_of_one_small_image_are_one_product(side, stride):
     alike(ours, lambda x, w: forms.plain_conv(x, w, stride, 1), x, w)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "channels"),
+    [((16, 16), 7, 3, (2, 1)), ((9, 14), 7, 3, (2, 1)), ((5, 4), 3, 1, (1, 3)), ((6, 6), 3, 0, (2, 2)),
+     ((3, 2), 7, 3, (1, 1)), ((4, 5), 5, 4, (1, 2))],
+)  # fmt: skip
+def test_a_band_equals_the_convolution(size, kernel, padding, channels):
+    x, w = draw(3, *size, channels[0]), draw(kernel, kernel, *channels, seed=2)
+    alike(lambda x, w: forms.banded_conv(x, w, padding), lambda x, w: forms.plain_conv(x, w, 1, padding), x, w)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 56)])
+def test_the_spatial_gates_convolution_is_a_product(size):
+    x, w = draw(32, *size, 2), draw(7, 7, 2, 1, seed=2)
+
+    def ours(x, w):
+        return forms.conv(x, w, padding=3)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, w))
+    alike(ours, lambda x, w: forms.plain_conv(x, w, 1, 3), x, w)
+
+
+def test_a_bands_sums_of_bfloat16_are_rounded_once():
+    x, w = draw(8, 16, 16, 2).astype(jnp.bfloat16), draw(7, 7, 2, 1, seed=2).astype(jnp.bfloat16)
+    exact = forms.plain_conv(x.astype(jnp.float32), w.astype(jnp.float32), 1, 3)
+    found = forms.banded_conv(x, w, 3)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("form", [forms.taps_conv, forms.patches_conv])
 def test_sums_over_taps_of_bfloat16_are_rounded_once(form):
     x, w = draw(8, 4, 4, 32).astype(jnp.bfloat16), draw(3, 3, 32, 16, seed=2).astype(jnp.bfloat16)
