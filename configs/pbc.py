@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/pbc.py --config.source.data=PBC_dataset_normal_DIB.zip
     python launch.py --config=configs/pbc.py:128 ...      128 px, begun at 64; :224 for accelerators
-    python launch.py --config=configs/pbc.py:speedrun ... 96 px, begun at 48, 8 epochs: the least time to 98.5%
+    python launch.py --config=configs/pbc.py:speedrun ... 96 px, begun at 48, 8 epochs: for speed, not measured yet
     python launch.py --config=configs/pbc.py:plain ...    no crop, mild augmentation: what the others are compared with
 
 With `--config.source.init_from=imagenet` (or a file of a ResNet-18's weights) it starts from ImageNet. Without a split

@@ -215,7 +215,7 @@ class GrowingLoader:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def shrink(images: Any, size: int) -> jax.Array:
+def shrink(images: jax.Array | np.ndarray, size: int) -> jax.Array:
     """uint8 (B, S, S, 3) -> (B, size, size, 3): each pixel the mean of the area that it covers, rounded."""
     share = jnp.asarray(_areas(images.shape[1], size), jnp.float32)
     shrunk = jnp.einsum("ij,bjkc,lk->bilc", share, images.astype(jnp.float32), share, precision="highest")

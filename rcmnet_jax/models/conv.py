@@ -17,10 +17,8 @@ _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
 _FEW = 16  # pixels of all outputs together up to which one product of patches is faster still: it reads the kernel once
 _NARROW, _SOME = 4, 2**17  # pairs of channels up to which, and multiply-adds from which, a band is faster
-_LARGE, _LARGER = (
-    2**28,
-    5 * 2**27,
-)  # multiply-adds from which tiles of 2x2 and of 4x4 are worth the time to compile them
+# Multiply-adds from which tiles of 2x2 and of 4x4 are worth the time to compile them.
+_LARGE, _LARGER = 2**28, 5 * 2**27
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
