@@ -46,7 +46,9 @@ def scores(config: ExperimentConfig, folds: int) -> list[Score]:
         for k, fold in enumerate(data.folds[0][:folds]):
             rows = np.setdiff1d(fold.train, fold.inner)
             job = jobs.make_job(here, pixels, f"c/{k}", "transfer", rows, None, config.target)
-            found.append(measured(job, stages.fit(job), fold.inner))
+            trained = stages.fit(job)
+            found.append(measured(job, trained, fold.inner))
+            trained.settle()  # before its folder goes
     return found
 
 

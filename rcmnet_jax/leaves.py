@@ -53,6 +53,7 @@ def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
         known = {"ood": facts, "appearance": looks and looks.to_dict()}
         made = dataclasses.replace(made, calibration={key: value for key, value in known.items() if value})
         bundles.write(job.folder_of / "bundle", made)
+    trained.settle()  # no leaf is done whose weights are not kept
     barrier(f"{job.name}/bundle")
 
 

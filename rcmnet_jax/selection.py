@@ -76,7 +76,9 @@ class Search:
         rows = np.setdiff1d(fold.train, fold.inner)
         job = jobs.make_job(self.here, self.pixels, folder, arm, rows, self.source, self.settings(name))
         try:
-            score = measured(job, stages.fit(job), fold.inner)
+            trained = stages.fit(job)
+            score = measured(job, trained, fold.inner)
+            trained.settle()
         except GuardError as error:  # a recipe that diverges is out, the run is not
             self.here.around.console.warn(str(error))
             score = Score(-1.0, 0.0)

@@ -119,6 +119,12 @@ class Trained:
     params: Tree
     batch_stats: Tree
     step: int
+    store: Store | None = None  # where the last checkpoint may still be on its way to disk
+
+    def settle(self) -> None:
+        """Returns when the last checkpoint is on disk, and raises what kept it from there."""
+        if self.store is not None:
+            self.store.wait()
 
 
 def recipe(job: Job) -> Recipe:
@@ -136,7 +142,7 @@ def recipe(job: Job) -> Recipe:
 
 
 def fit(job: Job) -> Trained:
-    """Trains a network, going on where an earlier process stopped."""
+    """Trains a network, going on where an earlier process stopped. Its last save goes on: see `Trained.settle`."""
     if not job.steps:
         trained = Trained(*job.start, 0)
         _keep(job, trained)
@@ -146,9 +152,10 @@ def fit(job: Job) -> Trained:
     store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.around.console.warn)
     try:
         state = train(*prepared(job), store, run.around, keeper.look if keeper else None)
-    finally:
+    except BaseException:
         store.close()
-    trained = Trained(jax.device_get(state.ema_params), jax.device_get(state.ema_batch_stats), job.steps)
+        raise
+    trained = Trained(jax.device_get(state.ema_params), jax.device_get(state.ema_batch_stats), job.steps, store)
     if keeper and job.choose:
         trained = keeper.best(trained)
     if isinstance(job.stage, TargetConfig) and job.stage.batch_norm == "reestimate" and trained.batch_stats:
@@ -261,4 +268,4 @@ class _BestEpoch:
             raise UserError(f"{folder / 'best'}: the best epoch's weights are lost. Remove {folder} and run again.")
         step, tree, _ = found
         tree = jax.device_get(tree)
-        return Trained(tree["params"], tree["batch_stats"], step)
+        return dataclasses.replace(last, params=tree["params"], batch_stats=tree["batch_stats"], step=step)

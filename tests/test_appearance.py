@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rcmnet_jax.data import appearance, framing
+from rcmnet_jax.data import framing
 from rcmnet_jax.data.appearance import Appearance, colours, describe, summarise
 from rcmnet_jax.data.cellfinder import find
 from rcmnet_jax.data.images import ImageRule, standardise
@@ -143,17 +143,3 @@ def test_cells_of_the_public_set_are_found_in_the_middle(real_data, kind):
     near = [np.hypot(cell.row - 47.5, cell.column - 47.5) < 0.12 * 96 for cell in cells]
     assert np.mean(near) >= 0.9
     assert all(0.08 < cell.diameter / 96 < 0.5 for cell in cells)
-
-
-def test_cells_are_looked_for_once(monkeypatch):
-    images = np.stack([smear(at=(40 + i, 50), diameter=20 + i) for i in range(6)])
-    calls = []
-    monkeypatch.setattr(appearance, "find", lambda image: calls.append(1) or find(image))
-    monkeypatch.setattr(appearance, "_known", {})
-    first = describe(images)
-    assert (len(calls), first.cells) == (6, 6)
-    assert describe(images[::-1]) == first
-    assert len(calls) == 6
-    images[0, 0, 0, 0] ^= 1
-    describe(images)
-    assert len(calls) == 7

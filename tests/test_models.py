@@ -13,7 +13,7 @@ from rcmnet_jax.checkpoint.torch import from_torch, to_torch
 from rcmnet_jax.config import MODEL_NAMES, ModelConfig
 from rcmnet_jax.models import MODELS, Network, count, table
 from tests.commands import ROOT
-from tests.reference.compare import jax_step, problem, torch_step, worst
+from tests.reference.compare import jax_step, off, problem, torch_step, worst
 from tests.reference.save import ANSWERS, CASES, digest
 
 SWITCHES = ("resnet18", "resnet18_cbam", "resnet18_mhsa", "rcmnet")
@@ -23,10 +23,10 @@ def parity(config, size, dtype, logits_within, gradients_within):
     pytest.importorskip("torch")
     case = problem(config, size)
     # The twin computes in float64 always: in float32 its own gradients are off by up to 2% of a tensor's norm, for a
-    # rounding may turn a maximum or a ReLU to the other side. Where theirs are off by more than asked, so may ours be.
+    # rounding may turn a maximum or a ReLU to the other side. Which does hangs on the processor, so single tensors may
+    # be off by as much here; the middle one is not moved by that.
     ours, theirs = jax_step(*case, dtype), torch_step(*case, np.float64)
-    if dtype == np.float32:
-        gradients_within = max(gradients_within, min(worst(torch_step(*case, np.float32)[3], theirs[3]), 2e-2))
+    assert np.median(off(ours[3], theirs[3])) < gradients_within / 4
     names = ("loss", "training logits", "inference logits", "gradients", "statistics")
     bounds = (logits_within, logits_within, logits_within, gradients_within, logits_within)
     for name, a, b, bound in zip(names, ours, theirs, bounds, strict=True):
@@ -67,7 +67,7 @@ def test_in_float32_it_equals_the_twin_to_rounding():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHES)
 def test_at_full_width_and_224_pixels_it_equals_the_twin(name):
-    parity(ModelConfig(name=name), (224, 224), np.float32, 1e-4, 1e-2)
+    parity(ModelConfig(name=name), (224, 224), np.float32, 1e-4, 2e-2)
 
 
 @pytest.mark.parametrize(

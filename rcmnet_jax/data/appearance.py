@@ -7,7 +7,6 @@ labels. Densities are natural logarithms of background / pixel, so a camera's ga
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from rcmnet_jax.data.cellfinder import Cell, densities, find
 from rcmnet_jax.data.images import ImageRule, Pixels
+from rcmnet_jax.data.remembered import Remembered
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,8 +28,6 @@ MOST = 512  # training images that are looked at: the standard error of the medi
 _COLOURS = ("background", "nucleus", "red")
 _STRONGEST = 3.0  # factor on a density: beyond it, what was found is no nucleus
 _RIDGE = 0.01
-_REMEMBERED = 2**14  # images whose cells are kept: the folds of a run share most of theirs
-_known: dict[bytes, Cell] = {}  # by the images' SHA-256
 
 
 @dataclass(frozen=True)
@@ -113,23 +111,18 @@ def _middle(values: Floats) -> tuple[float, ...]:
     return tuple(np.median(known, axis=0).tolist()) if len(known) else (math.nan,) * 3
 
 
+def _find_all(images: Pixels) -> list[Cell]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(find, images))
+
+
+_cells = Remembered(_find_all)
+
+
 def describe(images: Pixels) -> Appearance | None:
     """The appearance of prepared images (N, S, S, 3); None where no cell is found."""
     n, size = images.shape[:2]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        cells = list(pool.map(_cell, images))
-    return summarise(cells, np.full((n, 2), size), np.full(n, float(size)))
-
-
-def _cell(image: Pixels) -> Cell:
-    """What `find` finds, looked for once."""
-    key = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()
-    if (known := _known.get(key)) is not None:
-        return known
-    found = find(image)
-    if len(_known) < _REMEMBERED:
-        _known[key] = found
-    return found
+    return summarise(_cells(images), np.full((n, 2), size), np.full(n, float(size)))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Tree = Any
 Floats = NDArray[np.float32]
-Program = Callable[[Tree, Tree, Array, Array], Array]
+Program = Callable[[Tree, Tree, Array, Array], tuple[Array, ...]]
 
 BATCH = 32  # images a pass, the last one padded: one compiled program whatever their number
 METHODS = ("gradcam", "layercam")
@@ -75,7 +75,7 @@ def heat(
       layer: one of `network.layers`.
       method: gradcam or layercam.
     """
-    return _batched(_heat(network, layer, method), params, batch_stats, images, classes)
+    return _batched(_program(network, layer, method, False), params, batch_stats, images, classes)[0]
 
 
 def attention(network: Network, params: Tree, batch_stats: Tree, images: NDArray[np.uint8]) -> Floats:
@@ -83,7 +83,22 @@ def attention(network: Network, params: Tree, batch_stats: Tree, images: NDArray
 
     The mean over heads and queries; it belongs to no class. Only for a network that `attends`.
     """
-    return _batched(_attention(network), params, batch_stats, images, np.zeros(len(images), np.int32))
+    return _batched(_program(network, "", "", True), params, batch_stats, images, np.zeros(len(images), np.int32))[0]
+
+
+def both(
+    network: Network,
+    params: Tree,
+    batch_stats: Tree,
+    images: NDArray[np.uint8],
+    classes: NDArray[np.integer],
+    *,
+    layer: str,
+    method: str,
+) -> tuple[Floats, Floats | None]:
+    """What `heat` gives, and `attention` where the network attends, by one program and one pass."""
+    found = _batched(_program(network, layer, method, network.attends), params, batch_stats, images, classes)
+    return found[0], found[1] if network.attends else None
 
 
 def enlarge(maps: Floats, size: int) -> Floats:
@@ -95,39 +110,41 @@ def enlarge(maps: Floats, size: int) -> Floats:
 
 
 @functools.lru_cache(maxsize=64)
-def _heat(network: Network, layer: str, method: str) -> Program:
-    combine = {"gradcam": grad_cam, "layercam": layer_cam}[method]
+def _program(network: Network, layer: str, method: str, attention: bool) -> Program:
+    """The heat map of a layer, none where that is '', and the attention received where it is asked for."""
 
-    def run(params: Tree, batch_stats: Tree, images: Array, classes: Array) -> Array:
-        features = network.feature_map(params, batch_stats, images.astype(jnp.float32) / 255, layer)
-
-        def score(features: Array) -> Array:
-            logits = network.logits_of_map(params, batch_stats, features, layer)
-            return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()  # images do not touch each other
-
-        return combine(features, jax.grad(score)(features))
+    def run(params: Tree, batch_stats: Tree, images: Array, classes: Array) -> tuple[Array, ...]:
+        weights, x = (params, batch_stats), images.astype(jnp.float32) / 255
+        heats = (_heat(network, weights, x, classes, layer, method),) if layer else ()
+        return heats + ((_received(network, weights, x),) if attention else ())
 
     return jax.jit(run)
 
 
-@functools.lru_cache(maxsize=16)
-def _attention(network: Network) -> Program:
-    def run(params: Tree, batch_stats: Tree, images: Array, classes: Array) -> Array:
-        del classes
-        x = images.astype(jnp.float32) / 255
-        height, width = jax.eval_shape(network.features, params, batch_stats, x).shape[1:3]
-        weights = network.attention(params, batch_stats, x)  # (B, heads, N, N)
-        return weights.mean((1, 2)).reshape(-1, height, width)
+def _heat(network: Network, weights: tuple[Tree, Tree], x: Array, classes: Array, layer: str, method: str) -> Array:
+    features = network.feature_map(*weights, x, layer)
 
-    return jax.jit(run)
+    def score(features: Array) -> Array:
+        logits = network.logits_of_map(*weights, features, layer)
+        return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()  # images do not touch each other
+
+    return {"gradcam": grad_cam, "layercam": layer_cam}[method](features, jax.grad(score)(features))
+
+
+def _received(network: Network, weights: tuple[Tree, Tree], x: Array) -> Array:
+    height, width = jax.eval_shape(network.features, *weights, x).shape[1:3]
+    return network.attention(*weights, x).mean((1, 2)).reshape(-1, height, width)  # of (B, heads, N, N)
 
 
 def _batched(
     run: Program, params: Tree, batch_stats: Tree, images: NDArray[np.uint8], classes: NDArray[np.integer]
-) -> Floats:
-    parts: list[Floats] = []
+) -> list[Floats]:
+    """What the program gives for all images."""
+    if not len(images):
+        return [np.zeros((0, 1, 1), np.float32)] * 2
+    parts: list[list[Floats]] = []
     for start in range(0, len(images), BATCH):
         rows = np.arange(start, start + BATCH) % len(images)  # filled up with images seen before
         found = run(params, batch_stats, jnp.asarray(images[rows]), jnp.asarray(classes[rows], jnp.int32))
-        parts.append(np.asarray(found)[: len(images) - start])
-    return np.concatenate(parts) if parts else np.zeros((0, 1, 1), np.float32)
+        parts.append([np.asarray(each)[: len(images) - start] for each in found])
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]

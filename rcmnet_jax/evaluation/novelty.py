@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rcmnet_jax.data.remembered import Remembered
 from rcmnet_jax.evaluation.table import Floats, Ints
 
 if TYPE_CHECKING:
@@ -39,8 +40,14 @@ def appearance(images: NDArray[np.uint8]) -> Floats:
 
     Computed from the network's input alone, so the same on every device.
     """
-    parts = [_appearance(images[start : start + _CHUNK]) for start in range(0, max(len(images), 1), _CHUNK)]
-    return np.concatenate(parts)
+    return np.stack(_looks(images)) if len(images) else _appearance(images)
+
+
+def _in_chunks(images: NDArray[np.uint8]) -> Floats:
+    return np.concatenate([_appearance(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)])
+
+
+_looks = Remembered(_in_chunks)
 
 
 def _appearance(images: NDArray[np.uint8]) -> Floats:

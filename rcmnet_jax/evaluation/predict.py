@@ -26,12 +26,17 @@ class Responses(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _forward(network: Network, placement: Placement) -> Callable[[Tree, Tree, jax.Array], Responses]:
-    def run(params: Tree, batch_stats: Tree, images: jax.Array) -> Responses:
-        return Responses(*network.respond(params, batch_stats, images.astype(jnp.float32) / 255))
+def _embed(body: Network, placement: Placement) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
+    def run(params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:
+        return body.embed(params, batch_stats, images.astype(jnp.float32) / 255)
 
     where = (placement.replicated, placement.replicated, placement.split)
     return jax.jit(run, in_shardings=where, out_shardings=placement.replicated)
+
+
+@functools.lru_cache(maxsize=16)
+def _logits(network: Network, placement: Placement) -> Callable[[Tree, jax.Array], jax.Array]:
+    return jax.jit(network.logits_of_pooled, out_shardings=placement.replicated)
 
 
 def forward(
@@ -81,13 +86,16 @@ def respond(
         return mean
     fitting = next((size for size in _BATCHES if len(images) <= size), BATCH)
     size = -(-fitting // placement.devices) * placement.devices
-    run = _forward(network, placement)
+    # The head is a program of its own, so that networks that differ in their classes share the long one.
+    embed, answer, headless = _embed(network.body, placement), _logits(network, placement), network.headless(params)
     parts: list[Responses] = []
     for start in range(0, max(len(images), 1), size):
         chunk = images[start : start + size]
         if len(chunk) < size:
             chunk = np.concatenate([chunk, np.zeros((size - len(chunk), *chunk.shape[1:]), np.uint8)])
-        parts.append(run(params, batch_stats, placement.put_batch(np.ascontiguousarray(chunk[placement.share(size)]))))
+        share = np.ascontiguousarray(chunk[placement.share(size)])
+        pooled = embed(headless, batch_stats, placement.put_batch(share))
+        parts.append(Responses(answer(params, pooled), pooled))
     joined: Responses = jax.tree.map(lambda *each: np.concatenate([np.asarray(p) for p in each])[: len(images)], *parts)
     return joined
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from typing import Any
 
@@ -58,6 +59,23 @@ class Network:
     def __hash__(self) -> int:
         return hash(self._key())
 
+    @functools.cached_property
+    def body(self) -> Network:
+        """The network with no head of its own, whose pooled features are this one's: compiled once for all heads."""
+        return Network(self.config, classes=2, image_size=self.image_size)
+
+    def headless(self, params: Params) -> Params:
+        """The parameters for `body`: the head's place is held by zeros."""
+        shapes, _ = self.body.abstract()
+        name = self.head[0]
+        return {**params, name: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[name].items()}}
+
+    def logits_of_pooled(self, params: Params, pooled: ArrayLike) -> Array:
+        """Logits (B, K) from what `embed` gives (B, C)."""
+        head = params[self.head[0]]
+        logits: Array = jnp.asarray(pooled) @ head["kernel"] + head["bias"]
+        return logits
+
     def abstract(self) -> tuple[Params, BatchStats]:
         """Both trees with `jax.ShapeDtypeStruct` leaves."""
         return dict(nnx.to_pure_dict(self._params)), dict(nnx.to_pure_dict(self._stats))
@@ -108,14 +126,6 @@ class Network:
     ) -> Array:
         """The spatial mean of the features, which the head sees, (B, C) in float32."""
         return _pool(self.features(params, batch_stats, images, dtype=dtype))
-
-    def respond(
-        self, params: Params, batch_stats: BatchStats, images: ArrayLike, *, dtype: DTypeLike = jnp.float32
-    ) -> tuple[Array, Array]:
-        """Logits (B, K) and what `embed` gives (B, C), from one pass in inference mode."""
-        module, features = self._run(params, batch_stats, images, False, dtype)
-        pooled = _pool(features)
-        return module.fc(pooled), pooled
 
     def feature_map(self, params: Params, batch_stats: BatchStats, images: ArrayLike, layer: str) -> Array:
         """The feature map of a layer in inference mode, (B, h, w, C) float32."""

@@ -56,7 +56,7 @@ def train(
     around: Surroundings,
     at_epoch: Callable[[int, TrainState], None] | None = None,
 ) -> TrainState:
-    """Trains from the newest sound checkpoint, or from `state`, to the stage's last step, and saves there.
+    """Trains from the newest sound checkpoint, or from `state`, to the stage's last step, and begins to save there.
 
     `at_epoch(step, state)` is called when an epoch has ended; it must not keep the state, which is donated.
 
@@ -96,7 +96,6 @@ def train(
             bar.update(pending[0], meter.summary())
     if saved < stage.steps:
         _save(store, stage, stage.steps, state, around)
-    store.wait()
     return state
 
 

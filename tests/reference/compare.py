@@ -73,15 +73,17 @@ def torch_step(network, params, stats, images, labels, dtype):
     return loss.item(), logits.detach().numpy(), infer.numpy(), grads, new
 
 
-def worst(ours, theirs) -> float:
-    """Largest difference of two trees of equal keys, each leaf relative to its norm."""
+def off(ours, theirs) -> list[float]:
+    """The difference of each leaf of two trees of equal keys, relative to its norm."""
     flat, structure = jax.tree.flatten(ours)
     other, same = jax.tree.flatten(theirs)
     assert structure == same, f"{structure} differs from {same}"
-    return max(
-        (
-            float(np.linalg.norm(np.asarray(a, np.float64) - b) / max(np.linalg.norm(b), 1e-12))
-            for a, b in zip(flat, other, strict=True)
-        ),
-        default=0.0,
-    )
+    return [
+        float(np.linalg.norm(np.asarray(a, np.float64) - b) / max(np.linalg.norm(b), 1e-12))
+        for a, b in zip(flat, other, strict=True)
+    ]
+
+
+def worst(ours, theirs) -> float:
+    """The largest of these differences."""
+    return max(off(ours, theirs), default=0.0)
