@@ -67,7 +67,7 @@ class Result:
 def contest(contenders: Sequence[Contender], *, rounds: int = 7, seconds: float = 2.0) -> list[Result]:
     """Times the contenders in turn, `rounds` times about `seconds` each; who starts changes from round to round.
 
-    Each turn begins with iterations that do not count, for a quarter of its time: a system takes memory and caches from
+    Each turn begins with iterations that do not count, for a quarter of its time and three at least: a system takes memory and caches from
     a contender that waits, and the first steps after a wait pay for it, which no program that runs alone does.
     """
     repeats = [_repeats(one, seconds) for one in contenders]
@@ -119,8 +119,8 @@ def _repeats(one: Contender, seconds: float) -> int:
 
 
 def _rate(one: Contender, repeats: int) -> float:
-    """Images a second over so many iterations, after a quarter as many that do not count."""
-    one.run(max(1, repeats // 4))
+    """Images a second over so many iterations, after a quarter as many, and three at least, that do not count."""
+    one.run(max(3, repeats // 4))
     start = time.perf_counter()
     one.run(repeats)
     return repeats * one.images / (time.perf_counter() - start)

@@ -159,5 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.use_huge_pages()
+    runtime.use_own_malloc()
     sys.exit(guarded(main))

@@ -29,7 +29,8 @@ YNN_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 KEEP_DEFECT = "RCMNET_KEEP_XLA_DEFECT"  # environment variable: 1 leaves XLA_FLAGS as they are, for measuring the defect
 KEEP_MALLOC = "RCMNET_KEEP_MALLOC"  # environment variable: 1 leaves the C library's allocator as it is
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_HUGE_PAGES = "glibc.malloc.hugetlb"
+_HUGE_PAGES, _ARENAS = "glibc.malloc.hugetlb", "glibc.malloc.arena_max"  # tunables
+_MMAP, _TRIM = "glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold"
 _CACHE_BYTES = 2 << 30  # compiled programs above this are dropped, oldest first
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -57,39 +58,52 @@ def prepare() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc to keep blocks of up to 1 GiB instead of handing them back to the system.
+    """Tells glibc to keep large blocks instead of handing them back to the system.
 
     XLA's CPU runtime takes the space of a step's intermediate values anew at each step. From 32 MiB on, glibc maps
     fresh pages for it every time, and the page faults took 15 times as long as the arithmetic on them.
     """
     if os.environ.get(KEEP_MALLOC) == "1" or platform.libc_ver()[0] != "glibc":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt, chosen = getattr(ctypes.CDLL(None), "mallopt", None), os.environ.get("GLIBC_TUNABLES", "")
     if mallopt is not None:
-        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(parameter, 1 << 30)
+        for name, parameter in ((_MMAP, _M_MMAP_THRESHOLD), (_TRIM, _M_TRIM_THRESHOLD)):
+            if name not in chosen:
+                mallopt(parameter, min(_kept_bytes(), 2**31 - 1))
 
 
-def use_huge_pages() -> None:
-    """Starts the program anew with huge pages for large blocks, where glibc and the kernel leave that to be asked for.
+def _kept_bytes() -> int:
+    """Size up to which freed blocks are kept: an eighth of the machine's memory, as some lie about in pieces."""
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8, 4 << 30)
 
-    glibc's threads map each block of over 32 MiB anew whatever `_keep_freed_memory` says, and XLA's CPU runtime
-    computes in threads: a training step at 128 px waited a fifth of its time for page faults. With pages of 2 MiB
-    there are 140 times fewer. glibc reads its tunables only when a program starts, hence the restart; the process
-    stays the same one. To be called first thing by a program, never by a library. Nothing happens where the user set
-    the tunable, or RCMNET_KEEP_MALLOC=1.
+
+def use_own_malloc() -> None:
+    """Starts the program anew with glibc set to keep large blocks, to take all from one arena, and to use huge pages.
+
+    XLA computes in threads, and each thread's arena maps every block of over 32 MiB anew, whatever `_keep_freed_memory`
+    says: at 128 px a training step waited a fifth of its time for page faults, and with huge pages still a tenth. One
+    arena for all keeps the blocks; they are large and few, so threads do not wait for one another. Huge pages are for
+    what is mapped all the same, where the kernel leaves them to be asked for. glibc reads such tunables only when a
+    program starts, hence the restart; the process stays the same one. To be called first thing by a program, never by a
+    library. A tunable that the user set stays; with RCMNET_KEEP_MALLOC=1 nothing happens.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if os.environ.get(KEEP_MALLOC) == "1" or _HUGE_PAGES in tunables or platform.libc_ver()[0] != "glibc":
+    chosen = os.environ.get("GLIBC_TUNABLES", "")
+    if os.environ.get(KEEP_MALLOC) == "1" or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return
-    try:
-        asked_for = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    except OSError:
-        return
-    if asked_for and sys.executable:
-        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_HUGE_PAGES}=1".lstrip(":")
+    wanted = {_ARENAS: 1, _MMAP: _kept_bytes(), _TRIM: _kept_bytes(), **({_HUGE_PAGES: 1} if _may_ask() else {})}
+    added = [f"{name}={value}" for name, value in wanted.items() if name not in chosen]
+    if added:
+        os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [chosen]), *added])
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _may_ask() -> bool:
+    """Whether the kernel gives huge pages to programs that ask."""
+    try:
+        return "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
 
 
 def _user_flags() -> str:

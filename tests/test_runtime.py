@@ -132,21 +132,51 @@ print(faults(), faults())
     assert again["1"] > again["0"]
 
 
-ASKED_FOR = "import os, sys\nfrom rcmnet_jax import runtime\nruntime.use_huge_pages()\n"
+ASKED_FOR = "import os, sys\nfrom rcmnet_jax import runtime\nruntime.use_own_malloc()\n"
+ONE_ARENA = "glibc.malloc.arena_max=1"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these tunables")
+@pytest.mark.parametrize(
+    ("given", "wanted", "unwanted"),
+    [
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, ["glibc.malloc.check=0", ONE_ARENA], []),
+        ({"GLIBC_TUNABLES": ""}, [ONE_ARENA], []),
+        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, ["glibc.malloc.arena_max=2"], [ONE_ARENA]),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0", "RCMNET_KEEP_MALLOC": "1"}, ["glibc.malloc.check=0"], [ONE_ARENA]),
+    ],
+)
+def test_a_program_starts_anew_once_with_the_allocators_settings_unless_the_user_chose(given, wanted, unwanted):
+    done = python(ASKED_FOR + "print(os.getpid(), os.environ['GLIBC_TUNABLES'], sys.orig_argv[1])", **given)
+    _, tunables, first = done.stdout.split()
+    assert first == "-c", done.stderr
+    found = tunables.split(":")
+    assert [*filter(wanted.__contains__, found)] == wanted
+    assert not {*unwanted} & {*found}
+    assert len({name.split("=")[0] for name in found}) == len(found)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_threads_use_a_large_block_again_that_one_of_them_freed():
+    code = """
+import resource, numpy as np
+from concurrent.futures import ThreadPoolExecutor
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(25_000_000, np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with ThreadPoolExecutor(1) as pool:
+    print(pool.submit(faults).result(), pool.submit(faults).result())
+"""
+    start = "from rcmnet_jax import runtime\nruntime.use_own_malloc()\n"
+    again = {keep: int(python(start + code, RCMNET_KEEP_MALLOC=keep).stdout.split()[1]) for keep in ("0", "1")}
+    assert again["0"] < 100
+    assert again["1"] > again["0"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this tunable")
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
-        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
-        ({"GLIBC_TUNABLES": "", "RCMNET_KEEP_MALLOC": "1"}, ""),
-    ],
-)
-def test_a_program_starts_anew_once_for_huge_pages_unless_the_user_chose(given, wanted):
+def test_huge_pages_are_asked_for_where_the_kernel_leaves_that_to_programs():
     policy = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not policy.is_file() or "[madvise]" not in policy.read_text():
-        pytest.skip("this kernel does not leave huge pages to be asked for")
-    done = python(ASKED_FOR + "print(os.getpid(), os.environ['GLIBC_TUNABLES'], sys.orig_argv[1])", **given)
-    assert done.stdout.split()[1:] == ([wanted] if wanted else []) + ["-c"], done.stderr
+    left = policy.is_file() and "[madvise]" in policy.read_text()
+    done = python(ASKED_FOR + "print(os.environ.get('GLIBC_TUNABLES'))", GLIBC_TUNABLES="")
+    assert ("glibc.malloc.hugetlb=1" in done.stdout) == left, done.stderr
