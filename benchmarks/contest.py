@@ -67,8 +67,9 @@ class Result:
 def contest(contenders: Sequence[Contender], *, rounds: int = 7, seconds: float = 2.0) -> list[Result]:
     """Times the contenders in turn, `rounds` times about `seconds` each; who starts changes from round to round.
 
-    Each turn begins with iterations that do not count, for a quarter of its time and three at least: a system takes memory and caches from
-    a contender that waits, and the first steps after a wait pay for it, which no program that runs alone does.
+    Each turn begins with iterations that do not count, for a quarter of its time and three at least: a system takes
+    memory and caches from a contender that waits, and the first steps after a wait pay for it, which no program that
+    runs alone does.
     """
     repeats = [_repeats(one, seconds) for one in contenders]
     rates = _in_turn(len(contenders), rounds, lambda i: _rate(contenders[i], repeats[i]))

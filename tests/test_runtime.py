@@ -117,17 +117,27 @@ def test_a_cache_that_is_not_the_users_own_folder_is_not_used(tmp_path, caplog, 
     assert not jax.config.jax_compilation_cache_dir
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
-def test_a_large_block_that_was_freed_is_used_again_and_not_mapped_anew():
-    code = """
-import resource, rcmnet_jax, numpy as np
+FAULTS = """
+import resource, numpy as np
+from concurrent.futures import ThreadPoolExecutor
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(25_000_000, np.float32)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(), faults())
 """
-    again = {keep: int(python(code, RCMNET_KEEP_MALLOC=keep).stdout.split()[1]) for keep in ("0", "1")}
+IN_A_THREAD = "with ThreadPoolExecutor(1) as pool:\n    print(*(pool.submit(faults).result() for _ in range(2)))"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [
+        ("import rcmnet_jax", "print(faults(), faults())"),
+        ("from rcmnet_jax import runtime\nruntime.use_own_malloc()", IN_A_THREAD),
+    ],
+)
+def test_a_large_block_that_was_freed_is_used_again_and_not_mapped_anew(start, code):
+    again = {keep: int(python(start + FAULTS + code, RCMNET_KEEP_MALLOC=keep).stdout.split()[1]) for keep in "01"}
     assert again["0"] < 100
     assert again["1"] > again["0"]
 
@@ -154,24 +164,6 @@ def test_a_program_starts_anew_once_with_the_allocators_settings_unless_the_user
     assert [*filter(wanted.__contains__, found)] == wanted
     assert not {*unwanted} & {*found}
     assert len({name.split("=")[0] for name in found}) == len(found)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
-def test_threads_use_a_large_block_again_that_one_of_them_freed():
-    code = """
-import resource, numpy as np
-from concurrent.futures import ThreadPoolExecutor
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(25_000_000, np.float32)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-with ThreadPoolExecutor(1) as pool:
-    print(pool.submit(faults).result(), pool.submit(faults).result())
-"""
-    start = "from rcmnet_jax import runtime\nruntime.use_own_malloc()\n"
-    again = {keep: int(python(start + code, RCMNET_KEEP_MALLOC=keep).stdout.split()[1]) for keep in ("0", "1")}
-    assert again["0"] < 100
-    assert again["1"] > again["0"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this tunable")
