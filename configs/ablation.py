@@ -50,6 +50,7 @@ _STARTS: dict[str, Changes] = {
     "ImageNet": {"source": {"init_from": "{weights}"}},
     "PBC": {"source": {"init_from": "{pbc_alone}"}},
 }
+_SCRATCH: Changes = {"arms": ("transfer", "scratch", "probe", "shortcut")}  # once: it has no start
 
 
 def _with(*parts: Changes) -> Changes:
@@ -134,8 +135,8 @@ STUDIES: dict[str, Study] = {
     "t-cells": Study(
         "Does the public set help on T cells without a stain (4 donors, one left out at a time)?",
         _with(_TRANSFER, _T),
-        {f"{name}, {words}": _with(start, {"target": {"frame": frame}}) for name, start in _STARTS.items()
-         for words, frame in (("frame 52", 52), ("whole", 0))},
+        {f"{name}, {words}": _with(start, {"target": {"frame": frame, **(_SCRATCH if name == "PBC" else {})}})
+         for name, start in _STARTS.items() for words, frame in (("frame 52", 52), ("whole", 0))},
     ),
     "models": Study(
         "Is RCMNet better than its parts and than others on PBC? 64 px, random weights, RCMNet's recipe for all.",
