@@ -47,8 +47,8 @@ def scores(config: ExperimentConfig, folds: int) -> list[Score]:
             rows = np.setdiff1d(fold.train, fold.inner)
             job = jobs.make_job(here, pixels, f"c/{k}", "transfer", rows, None, config.target)
             trained = stages.fit(job)
+            trained.settle()
             found.append(measured(job, trained, fold.inner))
-            trained.settle()  # before its folder goes
     return found
 
 

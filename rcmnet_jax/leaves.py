@@ -46,14 +46,16 @@ def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
     data = job.pixels.data
     made = Bundle(job.network, data.classes, data.rule, trained.params, trained.batch_stats, provenance(job, trained))
     made = dataclasses.replace(made, views=job.pixels.run.config.evaluation.views)
-    facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
+    try:
+        facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
+    finally:
+        trained.settle()  # nothing is written of a network whose last checkpoint is not kept
     facts = facts if ratios is None else novelty.widened(facts, ratios)
     if is_main_process():
         looks = appearance.describe(data.images(novelty.evenly(job.rows, appearance.MOST)))
         known = {"ood": facts, "appearance": looks and looks.to_dict()}
         made = dataclasses.replace(made, calibration={key: value for key, value in known.items() if value})
         bundles.write(job.folder_of / "bundle", made)
-    trained.settle()  # no leaf is done whose weights are not kept
     barrier(f"{job.name}/bundle")
 
 

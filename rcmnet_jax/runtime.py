@@ -31,6 +31,7 @@ KEEP_MALLOC = "RCMNET_KEEP_MALLOC"  # environment variable: 1 leaves the C libra
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _HUGE_PAGES, _ARENAS = "glibc.malloc.hugetlb", "glibc.malloc.arena_max"  # tunables
 _MMAP, _TRIM = "glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold"
+_RESTARTED = "RCMNET_RESTARTED"  # environment variable: the process that has started itself anew
 _CACHE_BYTES = 2 << 30  # compiled programs above this are dropped, oldest first
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -73,27 +74,48 @@ def _keep_freed_memory() -> None:
 
 
 def _kept_bytes() -> int:
-    """Size up to which freed blocks are kept: an eighth of the machine's memory, as some lie about in pieces."""
-    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8, 4 << 30)
+    """Size up to which freed blocks are kept: an eighth of the memory, as some lie about in pieces, and 4 GiB at most.
+
+    Before 2.35 glibc refuses more than 32 MiB, and then keeps less than if it had not been asked.
+    """
+    newer = tuple(int(part) for part in platform.libc_ver()[1].split(".")[:2]) >= (2, 35)
+    return min(_memory() // 8, 4 << 30) if newer else 32 << 20
+
+
+def _memory() -> int:
+    """Bytes of memory: the machine's, or what this process's control group may use of it."""
+    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in (
+        "memory.max",
+        "memory/memory.limit_in_bytes",
+    ):  # of version 2 and version 1, as a container sees its own
+        try:
+            least = min(least, int((Path("/sys/fs/cgroup") / limit).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return least
 
 
 def use_own_malloc() -> None:
     """Starts the program anew with glibc set to keep large blocks, to take all from one arena, and to use huge pages.
 
     XLA computes in threads, and each thread's arena maps every block of over 32 MiB anew, whatever `_keep_freed_memory`
-    says: at 128 px a training step waited a fifth of its time for page faults, and with huge pages still a tenth. One
-    arena for all keeps the blocks; they are large and few, so threads do not wait for one another. Huge pages are for
-    what is mapped all the same, where the kernel leaves them to be asked for. glibc reads such tunables only when a
-    program starts, hence the restart; the process stays the same one. To be called first thing by a program, never by a
-    library. A tunable that the user set stays; with RCMNET_KEEP_MALLOC=1 nothing happens.
+    says: on 2 cores at 128 px a training step waited a fifth of its time for page faults, and with huge pages still a
+    tenth. One arena keeps the blocks. Huge pages are for what is mapped all the same, where the kernel leaves them to
+    be asked for. glibc reads such tunables only when a program starts, hence the restart; the process stays the same
+    one. To be called first thing by a program, never by a library. A tunable that the user set stays; with
+    RCMNET_KEEP_MALLOC=1 nothing happens.
     """
-    chosen = os.environ.get("GLIBC_TUNABLES", "")
+    chosen, mark = os.environ.get("GLIBC_TUNABLES", ""), str(os.getpid())  # which the restart leaves as it is
     if os.environ.get(KEEP_MALLOC) == "1" or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return
+    if os.environ.get(_RESTARTED) == mark:
+        return  # where something clears the tunables, once is enough
     wanted = {_ARENAS: 1, _MMAP: _kept_bytes(), _TRIM: _kept_bytes(), **({_HUGE_PAGES: 1} if _may_ask() else {})}
     added = [f"{name}={value}" for name, value in wanted.items() if name not in chosen]
     if added:
         os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [chosen]), *added])
+        os.environ[_RESTARTED] = mark
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

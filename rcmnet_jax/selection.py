@@ -77,8 +77,8 @@ class Search:
         job = jobs.make_job(self.here, self.pixels, folder, arm, rows, self.source, self.settings(name))
         try:
             trained = stages.fit(job)
-            score = measured(job, trained, fold.inner)
             trained.settle()
+            score = measured(job, trained, fold.inner)
         except GuardError as error:  # a recipe that diverges is out, the run is not
             self.here.around.console.warn(str(error))
             score = Score(-1.0, 0.0)

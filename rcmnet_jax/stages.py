@@ -152,16 +152,16 @@ def fit(job: Job) -> Trained:
     store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.around.console.warn)
     try:
         state = train(*prepared(job), store, run.around, keeper.look if keeper else None)
+        trained = Trained(jax.device_get(state.ema_params), jax.device_get(state.ema_batch_stats), job.steps, store)
+        if keeper and job.choose:
+            trained = keeper.best(trained)
+        if isinstance(job.stage, TargetConfig) and job.stage.batch_norm == "reestimate" and trained.batch_stats:
+            images = job.pixels.data.images(job.rows)
+            stats = reestimate(job.network, trained.params, trained.batch_stats, images, run.placement)
+            trained = dataclasses.replace(trained, batch_stats=jax.device_get(stats))
     except BaseException:
         store.close()
         raise
-    trained = Trained(jax.device_get(state.ema_params), jax.device_get(state.ema_batch_stats), job.steps, store)
-    if keeper and job.choose:
-        trained = keeper.best(trained)
-    if isinstance(job.stage, TargetConfig) and job.stage.batch_norm == "reestimate" and trained.batch_stats:
-        images = job.pixels.data.images(job.rows)
-        stats = reestimate(job.network, trained.params, trained.batch_stats, images, run.placement)
-        trained = dataclasses.replace(trained, batch_stats=jax.device_get(stats))
     return trained
 
 

@@ -38,6 +38,26 @@ def test_each_image_is_answered_as_if_alone(model, images):
         assert forward(network, params, stats, images[:0], placement, views=views).shape == (0, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "imported"),
+    [
+        ({"name": "rcmnet"}, False),
+        ({"name": "rcmnet"}, True),
+        ({"name": "resnet18_cbam", "norm": "group"}, True),
+        ({"name": "vit_s16"}, False),
+    ],
+    ids=str,
+)
+def test_the_body_and_the_head_are_the_network(options, imported, images):
+    made = [Network(ModelConfig(width=8, **options), classes=k, image_size=32, imported=imported) for k in (3, 5)]
+    assert made[0].body == made[1].body
+    params, stats = made[0].init(1)
+    found = respond(made[0], params, stats, images[:8], Placement.everywhere())
+    shown = images[:8].astype(np.float32) / 255
+    np.testing.assert_allclose(found.logits, made[0](params, stats, shown)[0], atol=1e-5)
+    np.testing.assert_allclose(found.embedding, made[0].embed(params, stats, shown), atol=1e-5)
+
+
 @pytest.mark.parametrize("count", [6, 11])  # eight views of which are one batch, and more than one
 def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model, images, count):
     network, params, stats, placement = model

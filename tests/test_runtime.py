@@ -142,7 +142,7 @@ def test_a_large_block_that_was_freed_is_used_again_and_not_mapped_anew(start, c
     assert again["1"] > again["0"]
 
 
-ASKED_FOR = "import os, sys\nfrom rcmnet_jax import runtime\nruntime.use_own_malloc()\n"
+ASKED_FOR = "import os, sys\nprint('begun', flush=True)\nfrom rcmnet_jax import runtime\nruntime.use_own_malloc()\n"
 ONE_ARENA = "glibc.malloc.arena_max=1"
 
 
@@ -158,12 +158,25 @@ ONE_ARENA = "glibc.malloc.arena_max=1"
 )
 def test_a_program_starts_anew_once_with_the_allocators_settings_unless_the_user_chose(given, wanted, unwanted):
     done = python(ASKED_FOR + "print(os.getpid(), os.environ['GLIBC_TUNABLES'], sys.orig_argv[1])", **given)
-    _, tunables, first = done.stdout.split()
+    begun, (_, tunables, first) = done.stdout.split().count("begun"), done.stdout.split()[-3:]
+    assert begun == (1 if "RCMNET_KEEP_MALLOC" in given else 2)
     assert first == "-c", done.stderr
     found = tunables.split(":")
     assert [*filter(wanted.__contains__, found)] == wanted
     assert not {*unwanted} & {*found}
     assert len({name.split("=")[0] for name in found}) == len(found)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these tunables")
+def test_where_something_clears_the_tunables_a_program_starts_anew_but_once():
+    cleared = "import os\nos.environ.pop('GLIBC_TUNABLES', None)\n"
+    done = python(cleared + ASKED_FOR + "print('end')")
+    assert done.stdout.split() == ["begun", "begun", "end"], done.stderr
+
+
+def test_an_older_glibc_is_not_asked_for_more_than_it_takes(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    assert runtime._kept_bytes() == 32 << 20
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this tunable")

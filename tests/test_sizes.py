@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from configs.base import SMOKE, change
 from rcmnet_jax import stages
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.checkpoint.transfer import transfer
-from rcmnet_jax.config import AugmentConfig, ExperimentConfig, ModelConfig, OptimizerConfig
+from rcmnet_jax.config import AugmentConfig, ModelConfig, OptimizerConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.loader import GrowingLoader, ResidentLoader
 from rcmnet_jax.errors import Interrupted
 from rcmnet_jax.evaluation.predict import forward
-from rcmnet_jax.intake import gather
 from rcmnet_jax.models import Network
 from rcmnet_jax.training import loop
 from rcmnet_jax.training import state as states
@@ -28,6 +26,7 @@ from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.step import Recipe, make_optimizer, make_train_step
 from rcmnet_jax.training.stop import StopRequest
+from tests.small_job import small_job
 
 STEPS, UNTIL, BATCH, N = 4, 2, 8, 16
 
@@ -88,35 +87,24 @@ def test_a_growing_stage_interrupted_on_either_side_of_the_switch_ends_with_the_
 
 
 def test_a_look_shows_images_at_the_size_that_the_weights_have_seen(tmp_path):
-    source = {**SMOKE["source"], "start_size": 32, "grow": 0.5, "optimizer": {"learning_rate": 0.0}}
-    settings = {**SMOKE, "image_size": 48, "model": {"width": 8, "norm": "group"}, "source": source}
-    config = change(ExperimentConfig(), **settings, target={"data": "none"})
-    records = Records(tmp_path)
-    around = loop.Surroundings(records, Console(active=False), StopRequest())
-    here = stages.Run(config, tmp_path, Placement.everywhere(), around)
-    data = gather(config, tmp_path, around.console, around.stop)
-    network = Network(config.model, classes=len(data.source.classes), image_size=48)
-    start, rows, watch = network.init(0), data.holdout["train"], data.holdout["val"]
-    steps = 2 * (len(rows) // config.batch_size)
-    job = stages.Job(
-        "pretrain", stages.Pixels(data.source, here), rows, network, start, config.source, steps, watch=watch
-    )
-    stages.fit(job)  # at a rate of 0 and without running statistics: the weights stay as they are
-    records.close()
+    growing = {"start_size": 32, "grow": 0.5, "optimizer": {"learning_rate": 0.0}}
+    with small_job(tmp_path, size=48, epochs=2, **growing) as job:
+        stages.fit(job).settle()  # at a rate of 0 and without running statistics: the weights stay as they are
+    network, start, watch, data = job.network, job.start, job.watch, job.pixels.data
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
     looks = {line["step"]: line["top1"] for line in lines if line.get("kind") == "validation"}
 
-    images, labels = data.source.images(watch), data.source.examples.label[watch]
+    images, labels = data.images(watch), data.examples.label[watch]
     share = images.repeat(32, 1).repeat(32, 2).astype(np.float64).reshape(-1, 32, 48, 32, 48, 3).mean((2, 4))
     small, fit = at_size(network, (32, 32))
 
     def right(network, params, images):
-        logits = forward(network, params, start[1], images, here.placement)
+        logits = forward(network, params, start[1], images, Placement.everywhere())
         return float((logits.argmax(-1) == labels).mean())
 
     before = right(small, fit(start[0]), np.round(share).astype(np.uint8))
     after = right(network, start[0], images)
     assert before != after
-    wanted = {step: before if step <= round(0.5 * steps) else after for step in looks}
+    wanted = {step: before if step <= round(0.5 * job.steps) else after for step in looks}
     assert looks == wanted
     assert set(wanted.values()) == {before, after}

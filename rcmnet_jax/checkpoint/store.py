@@ -99,7 +99,8 @@ class Store:
         leaves, _ = manifest.flatten(tree)
         copies = {path: placement.own(leaf) for path, leaf in leaves.items()}
         # Not a daemon: a program that ends without close() still finishes its last save.
-        self._thread = threading.Thread(target=self._run, args=(step, copies, notes), name="checkpoint-save")
+        work = (step, copies, notes, f"save-{next(_operations)}")
+        self._thread = threading.Thread(target=self._run, args=work, name="checkpoint-save")
         self._thread.start()
 
     def wait(self) -> None:
@@ -182,18 +183,18 @@ class Store:
             return f"It could not be set aside ({error.strerror})"
         return f"Set aside as {target.name}"
 
-    def _run(self, step: int, leaves: manifest.Leaves, notes: str) -> None:
+    def _run(self, step: int, leaves: manifest.Leaves, notes: str, operation: str) -> None:
         temporary = self.folder / f".tmp-{manifest.step_folder(step)}"
         try:
-            self._write(step, leaves, notes, temporary)
+            self._write(step, leaves, notes, temporary, operation)
         except BaseException as error:  # surfaces at the caller's next call, in its thread
             self._error = self._explain(step, error)
             if jax.process_index() == 0:
                 with contextlib.suppress(OSError):  # frees the space; what stays is swept by the next save or restore
                     files.remove(temporary)
 
-    def _write(self, step: int, leaves: manifest.Leaves, notes: str, temporary: Path) -> None:
-        main, operation = jax.process_index() == 0, f"save-{next(_operations)}"
+    def _write(self, step: int, leaves: manifest.Leaves, notes: str, temporary: Path, operation: str) -> None:
+        main = jax.process_index() == 0
         final = self.folder / manifest.step_folder(step)
         stored = {path: leaf for path, leaf in leaves.items() if leaf.size}  # Orbax refuses empty arrays
         # Barriers are reached after a failure too, or the other processes would wait for nothing.

@@ -13,7 +13,7 @@ MOST = 2**14  # images of which it is kept
 
 
 class Remembered(Generic[T]):
-    """`compute` for images (N, S, S, 3), a value for each, asked only for images that it was not asked for before."""
+    """`compute` for images (N, S, S, 3), a value for each; it is not asked again for the first `MOST` that it was."""
 
     def __init__(self, compute: Callable[[Pixels], Iterable[T]]):
         self._compute = compute

@@ -110,13 +110,13 @@ def enlarge(maps: Floats, size: int) -> Floats:
 
 
 @functools.lru_cache(maxsize=64)
-def _program(network: Network, layer: str, method: str, attention: bool) -> Program:
+def _program(network: Network, layer: str, method: str, received: bool) -> Program:
     """The heat map of a layer, none where that is '', and the attention received where it is asked for."""
 
     def run(params: Tree, batch_stats: Tree, images: Array, classes: Array) -> tuple[Array, ...]:
         weights, x = (params, batch_stats), images.astype(jnp.float32) / 255
         heats = (_heat(network, weights, x, classes, layer, method),) if layer else ()
-        return heats + ((_received(network, weights, x),) if attention else ())
+        return heats + ((_received(network, weights, x),) if received else ())
 
     return jax.jit(run)
 

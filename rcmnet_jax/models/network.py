@@ -62,7 +62,7 @@ class Network:
     @functools.cached_property
     def body(self) -> Network:
         """The network with no head of its own, whose pooled features are this one's: compiled once for all heads."""
-        return Network(self.config, classes=2, image_size=self.image_size)
+        return Network(self.config, classes=2, image_size=self.image_size, imported=self.imported)
 
     def headless(self, params: Params) -> Params:
         """The parameters for `body`: the head's place is held by zeros."""

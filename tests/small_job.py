@@ -1,0 +1,38 @@
+"""A network of toy size, ready to be trained on the smallest embedded set."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.base import SMOKE, change
+from rcmnet_jax import stages
+from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.console import Console
+from rcmnet_jax.intake import gather
+from rcmnet_jax.models import Network
+from rcmnet_jax.training.loop import Surroundings
+from rcmnet_jax.training.records import Records
+from rcmnet_jax.training.sharding import Placement
+from rcmnet_jax.training.stop import StopRequest
+
+
+@contextlib.contextmanager
+def small_job(workdir: Path, *, size: int = 32, epochs: int = 1, **source: Any) -> Iterator[stages.Job]:
+    """A pretraining at `size` pixels without running statistics that watches `val`; writes log.jsonl."""
+    settings = {**SMOKE, "image_size": size, "model": {"width": 8, "norm": "group"}}
+    config = change(
+        ExperimentConfig(), **{**settings, "source": {**SMOKE["source"], **source}}, target={"data": "none"}
+    )
+    records = Records(workdir)
+    around = Surroundings(records, Console(active=False), StopRequest())
+    here = stages.Run(config, workdir, Placement.everywhere(), around)
+    data = gather(config, workdir, around.console, around.stop)
+    network = Network(config.model, classes=len(data.source.classes), image_size=size)
+    rows, steps = data.holdout["train"], epochs * (len(data.holdout["train"]) // config.batch_size)
+    pixels = stages.Pixels(data.source, here)
+    watch = data.holdout["val"]
+    yield stages.Job("pretrain", pixels, rows, network, network.init(0), config.source, steps, watch=watch)
+    records.close()

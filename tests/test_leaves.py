@@ -1,0 +1,72 @@
+"""What a network leaves, and in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rcmnet_jax import leaves, stages
+from rcmnet_jax.bundle import is_sound
+from rcmnet_jax.checkpoint.store import Store
+from rcmnet_jax.errors import Interrupted
+from rcmnet_jax.evaluation import novelty
+from tests.small_job import small_job
+
+
+class Waited(Store):
+    """A store that notes when it was waited for, and whose last save may have failed."""
+
+    error: Exception | None = None
+    waited = False
+
+    def wait(self) -> None:
+        self.waited = True
+        super().wait()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def job(tmp_path):
+    with small_job(tmp_path, optimizer={"learning_rate": 0.0}) as made:
+        yield made
+
+
+@pytest.fixture
+def trained(job, tmp_path):
+    return stages.Trained(*job.start, 3, Waited(tmp_path / "checkpoints"))
+
+
+def test_the_last_checkpoint_is_on_disk_when_the_bundle_is(job):
+    trained = stages.fit(job)
+    leaves.leave(job, trained)
+    assert is_sound(job.folder_of / "bundle")
+    assert trained.store.steps() == [job.steps]
+
+
+def test_a_network_whose_last_checkpoint_failed_leaves_no_bundle(job, trained):
+    trained.store.error = Interrupted("no space left")
+    with pytest.raises(Interrupted, match="no space"):
+        leaves.leave(job, trained)
+    assert not (job.folder_of / "bundle").exists()
+
+
+def test_an_error_on_the_way_waits_for_the_checkpoint(job, trained, monkeypatch):
+    def fails(*_):
+        raise ValueError("on the way")
+
+    monkeypatch.setattr(novelty, "fit_to", fails)
+    with pytest.raises(ValueError, match="on the way"):
+        leaves.leave(job, trained)
+    assert trained.store.waited
+
+
+def test_an_error_after_the_last_step_waits_for_the_checkpoint(job, monkeypatch):
+    made = []
+    monkeypatch.setattr(stages, "Store", lambda *words, **more: made.append(Waited(*words, **more)) or made[-1])
+    monkeypatch.setattr(stages, "Trained", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stages.fit(dataclasses.replace(job, watch=job.watch[:0]))
+    assert made[0].waited
+    assert made[0].steps() == [job.steps]
