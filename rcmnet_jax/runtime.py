@@ -85,10 +85,8 @@ def _kept_bytes() -> int:
 def _memory() -> int:
     """Bytes of memory: the machine's, or what this process's control group may use of it."""
     least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in (
-        "memory.max",
-        "memory/memory.limit_in_bytes",
-    ):  # of version 2 and version 1, as a container sees its own
+    # Of control groups' version 2, and of version 1, as a container sees its own.
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             least = min(least, int((Path("/sys/fs/cgroup") / limit).read_text()))
         except (OSError, ValueError):  # no such file, or "max"

@@ -22,10 +22,9 @@ from rcmnet_jax.training.stop import StopRequest
 @contextlib.contextmanager
 def small_job(workdir: Path, *, size: int = 32, epochs: int = 1, **source: Any) -> Iterator[stages.Job]:
     """A pretraining at `size` pixels without running statistics that watches `val`; writes log.jsonl."""
-    settings = {**SMOKE, "image_size": size, "model": {"width": 8, "norm": "group"}}
-    config = change(
-        ExperimentConfig(), **{**settings, "source": {**SMOKE["source"], **source}}, target={"data": "none"}
-    )
+    source = {**SMOKE["source"], **source}
+    changes = {**SMOKE, "image_size": size, "model": {"width": 8, "norm": "group"}, "source": source}
+    config = change(ExperimentConfig(), **changes, target={"data": "none"})
     records = Records(workdir)
     around = Surroundings(records, Console(active=False), StopRequest())
     here = stages.Run(config, workdir, Placement.everywhere(), around)
