@@ -9,7 +9,7 @@ from rcmnet_jax import runtime
 from rcmnet_jax.cli import guarded
 
 if __name__ == "__main__":
-    runtime.use_own_malloc()
+    runtime.use_huge_pages()
 
 from absl import flags  # isort: skip  # rcmnet_jax comes first: it sets XLA's flags
 from ml_collections import config_flags

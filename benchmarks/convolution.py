@@ -117,5 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.use_own_malloc()
+    runtime.use_huge_pages()
     main()

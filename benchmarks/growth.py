@@ -141,5 +141,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.use_own_malloc()  # as launch.py does; PyTorch computes under the same conditions
+    runtime.use_huge_pages()  # as launch.py does; PyTorch computes under the same conditions
     main()

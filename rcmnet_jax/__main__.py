@@ -159,5 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.use_own_malloc()
+    runtime.use_huge_pages()
     sys.exit(guarded(main))

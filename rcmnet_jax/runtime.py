@@ -29,9 +29,7 @@ YNN_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 KEEP_DEFECT = "RCMNET_KEEP_XLA_DEFECT"  # environment variable: 1 leaves XLA_FLAGS as they are, for measuring the defect
 KEEP_MALLOC = "RCMNET_KEEP_MALLOC"  # environment variable: 1 leaves the C library's allocator as it is
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_HUGE_PAGES, _ARENAS = "glibc.malloc.hugetlb", "glibc.malloc.arena_max"  # tunables
-_MMAP, _TRIM = "glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold"
-_RESTARTED = "RCMNET_RESTARTED"  # environment variable: the process that has started itself anew
+_HUGE_PAGES = "glibc.malloc.hugetlb"
 _CACHE_BYTES = 2 << 30  # compiled programs above this are dropped, oldest first
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -59,71 +57,39 @@ def prepare() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc to keep large blocks instead of handing them back to the system.
+    """Tells glibc to keep blocks of up to 1 GiB instead of handing them back to the system.
 
     XLA's CPU runtime takes the space of a step's intermediate values anew at each step. From 32 MiB on, glibc maps
     fresh pages for it every time, and the page faults took 15 times as long as the arithmetic on them.
     """
     if os.environ.get(KEEP_MALLOC) == "1" or platform.libc_ver()[0] != "glibc":
         return
-    mallopt, chosen = getattr(ctypes.CDLL(None), "mallopt", None), os.environ.get("GLIBC_TUNABLES", "")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for name, parameter in ((_MMAP, _M_MMAP_THRESHOLD), (_TRIM, _M_TRIM_THRESHOLD)):
-            if name not in chosen:
-                mallopt(parameter, min(_kept_bytes(), 2**31 - 1))
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(parameter, 1 << 30)
 
 
-def _kept_bytes() -> int:
-    """Size up to which freed blocks are kept: an eighth of the memory, as some lie about in pieces, and 4 GiB at most.
+def use_huge_pages() -> None:
+    """Starts the program anew with huge pages for large blocks, where glibc and the kernel leave that to be asked for.
 
-    Before 2.35 glibc refuses more than 32 MiB, and then keeps less than if it had not been asked.
+    glibc's threads map each block of over 32 MiB anew whatever `_keep_freed_memory` says, and XLA's CPU runtime
+    computes in threads: a training step at 128 px waited a fifth of its time for page faults. With pages of 2 MiB
+    there are 140 times fewer. glibc reads its tunables only when a program starts, hence the restart; the process
+    stays the same one. To be called first thing by a program, never by a library. Nothing happens where the user set
+    the tunable, or RCMNET_KEEP_MALLOC=1.
     """
-    newer = tuple(int(part) for part in platform.libc_ver()[1].split(".")[:2]) >= (2, 35)
-    return min(_memory() // 8, 4 << 30) if newer else 32 << 20
-
-
-def _memory() -> int:
-    """Bytes of memory: the machine's, or what this process's control group may use of it."""
-    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Of control groups' version 2, and of version 1, as a container sees its own.
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            least = min(least, int((Path("/sys/fs/cgroup") / limit).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return least
-
-
-def use_own_malloc() -> None:
-    """Starts the program anew with glibc set to keep large blocks, to take all from one arena, and to use huge pages.
-
-    XLA computes in threads, and each thread's arena maps every block of over 32 MiB anew, whatever `_keep_freed_memory`
-    says: on 2 cores at 128 px a training step waited a fifth of its time for page faults, and with huge pages still a
-    tenth. One arena keeps the blocks. Huge pages are for what is mapped all the same, where the kernel leaves them to
-    be asked for. glibc reads such tunables only when a program starts, hence the restart; the process stays the same
-    one. To be called first thing by a program, never by a library. A tunable that the user set stays; with
-    RCMNET_KEEP_MALLOC=1 nothing happens.
-    """
-    chosen, mark = os.environ.get("GLIBC_TUNABLES", ""), str(os.getpid())  # which the restart leaves as it is
-    if os.environ.get(KEEP_MALLOC) == "1" or platform.libc_ver()[0] != "glibc" or not sys.executable:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if os.environ.get(KEEP_MALLOC) == "1" or _HUGE_PAGES in tunables or platform.libc_ver()[0] != "glibc":
         return
-    if os.environ.get(_RESTARTED) == mark:
-        return  # where something clears the tunables, once is enough
-    wanted = {_ARENAS: 1, _MMAP: _kept_bytes(), _TRIM: _kept_bytes(), **({_HUGE_PAGES: 1} if _may_ask() else {})}
-    added = [f"{name}={value}" for name, value in wanted.items() if name not in chosen]
-    if added:
-        os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [chosen]), *added])
-        os.environ[_RESTARTED] = mark
+    try:
+        asked_for = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if asked_for and sys.executable:
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_HUGE_PAGES}=1".lstrip(":")
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _may_ask() -> bool:
-    """Whether the kernel gives huge pages to programs that ask."""
-    try:
-        return "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    except OSError:
-        return False
 
 
 def _user_flags() -> str:
