@@ -181,10 +181,15 @@ def _difference(values: Sequence[float]) -> str:
 
 
 def _measured(lines: Sequence[dict[str, Any]]) -> str:
-    dates, one = sorted({line["date"] for line in lines}), lines[-1]["machine"]
+    dates, machines = sorted({line["date"] for line in lines}), [line["machine"] for line in lines]
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    where = f"{one['cores']} cores of {one['cpu']}" if one["device"] == "cpu" else f"{one['devices']} x {one['device']}"
-    return f"*{when}, {where}, Python {one['python']}, jax {one['jax']}, flax {one['flax']}.*"
+    return f"*{when}, {'; '.join(dict.fromkeys(map(_machine, machines)))}.*"
+
+
+def _machine(one: Mapping[str, Any]) -> str:
+    cores = f"{one['cores']} core{'' if one['cores'] == 1 else 's'} of {one['cpu']}"
+    where = cores if one["device"] == "cpu" else f"{one['devices']} x {one['device']}"
+    return f"{where}, Python {one['python']}, jax {one['jax']}, flax {one['flax']}"
 
 
 def with_tables(page: str) -> str:
