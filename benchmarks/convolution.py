@@ -62,20 +62,22 @@ def contenders(shape: tuple[int, int, int, int, int], batch: int) -> tuple[list[
         rest = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask)
         return lambda: torch.ops.aten.convolution_backward(tdy, tx, tw, None, *rest)
 
+    patches = jnp.asarray(random.standard_normal((dy[..., 0].size, kernel * kernel * inputs), np.float32))
+    flat, rows = jw.reshape(-1, outputs), dy.reshape(-1, outputs)
+    product, outer = jax.jit(jnp.matmul), jax.jit(lambda p, dy: p.T @ dy)
+
     calls: list[Callable[[], Any]] = [
         lambda: forward(jx, jw).block_until_ready(),
         lambda: torch.conv2d(tx, tw, None, stride, padding),
+        lambda: product(patches, flat).block_until_ready(),
         lambda: jax.block_until_ready(images(jx, jw, dy)),
         back(True, False, False),
         lambda: jax.block_until_ready(weights(jx, jw, dy)),
         back(False, True, False),
+        lambda: outer(patches, rows).block_until_ready(),
     ]
-    patches = jnp.asarray(random.standard_normal((dy[..., 0].size, kernel * kernel * inputs), np.float32))
-    flat, rows = jw.reshape(-1, outputs), dy.reshape(-1, outputs)
-    product, outer = jax.jit(jnp.matmul), jax.jit(lambda p, dy: p.T @ dy)
-    calls += [lambda: product(patches, flat).block_until_ready(), lambda: outer(patches, rows).block_until_ready()]
     if inputs == 3:
-        del calls[2:4]  # nobody asks for the gradient of the pixels
+        del calls[3:5]  # nobody asks for the gradient of the pixels
     return [Contender("", _repeated(call)) for call in calls], 2.0 * dy.size * kernel * kernel * inputs
 
 
@@ -98,11 +100,10 @@ def main() -> None:
             made, work = contenders(shape, chosen.batch)
             results: list[Result | None] = list(contest(made, rounds=chosen.rounds, seconds=chosen.seconds))
             if len(results) == 6:
-                results[2:2] = [None, None]
-            ordered = [*results[:2], results[6], *results[2:6], results[7]]
-            cells = ["-" if r is None else f"{work * r.median / 1e9:.0f}" for r in ordered]
-            for i, result in enumerate(results[:6]):
-                total[i % 2] += often * 1e3 / result.median if result else 0.0
+                results[3:3] = [None, None]
+            cells = ["-" if r is None else f"{work * r.median / 1e9:.0f}" for r in results]
+            for who, places in enumerate(((0, 3, 5), (1, 4, 6))):  # ours, PyTorch's
+                total[who] += sum(often * 1e3 / r.median for r in map(results.__getitem__, places) if r)
             rows.append([f"{shape[0]}, {shape[1]} to {shape[2]}, {shape[3]}x{shape[3]}/{shape[4]}", str(often), *cells])
             facts.append(
                 {"shape": shape, "often": often, "operations": work, "rates": [r and r.rates for r in results]}

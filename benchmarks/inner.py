@@ -46,9 +46,7 @@ def scores(config: ExperimentConfig, folds: int) -> list[Score]:
         for k, fold in enumerate(data.folds[0][:folds]):
             rows = np.setdiff1d(fold.train, fold.inner)
             job = jobs.make_job(here, pixels, f"c/{k}", "transfer", rows, None, config.target)
-            trained = stages.fit(job)
-            trained.settle()
-            found.append(measured(job, trained, fold.inner))
+            found.append(measured(job, stages.fit(job), fold.inner))
     return found
 
 

@@ -76,9 +76,7 @@ class Search:
         rows = np.setdiff1d(fold.train, fold.inner)
         job = jobs.make_job(self.here, self.pixels, folder, arm, rows, self.source, self.settings(name))
         try:
-            trained = stages.fit(job)
-            trained.settle()
-            score = measured(job, trained, fold.inner)
+            score = measured(job, stages.fit(job), fold.inner)
         except GuardError as error:  # a recipe that diverges is out, the run is not
             self.here.around.console.warn(str(error))
             score = Score(-1.0, 0.0)
@@ -157,7 +155,11 @@ def _said(plan: dict[str, Any]) -> str:
 
 
 def measured(job: Job, trained: Trained, rows: np.ndarray) -> Score:
-    """Balanced accuracy and NLL of the trained network on rows that it has not seen, looked at as its bundle would."""
+    """Balanced accuracy and NLL of the trained network on rows that it has not seen, looked at as its bundle would.
+
+    Its last checkpoint is on disk first: only the score counts, so callers remove the folder.
+    """
+    trained.settle()
     data, run = job.pixels.data, job.pixels.run
     weights, views = (trained.params, trained.batch_stats), run.config.evaluation.views
     logits = forward(job.network, *weights, data.images(rows), run.placement, views=views)

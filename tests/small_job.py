@@ -25,13 +25,11 @@ def small_job(workdir: Path, *, size: int = 32, epochs: int = 1, **source: Any) 
     source = {**SMOKE["source"], **source}
     changes = {**SMOKE, "image_size": size, "model": {"width": 8, "norm": "group"}, "source": source}
     config = change(ExperimentConfig(), **changes, target={"data": "none"})
-    records = Records(workdir)
-    around = Surroundings(records, Console(active=False), StopRequest())
-    here = stages.Run(config, workdir, Placement.everywhere(), around)
-    data = gather(config, workdir, around.console, around.stop)
-    network = Network(config.model, classes=len(data.source.classes), image_size=size)
-    rows, steps = data.holdout["train"], epochs * (len(data.holdout["train"]) // config.batch_size)
-    pixels = stages.Pixels(data.source, here)
-    watch = data.holdout["val"]
-    yield stages.Job("pretrain", pixels, rows, network, network.init(0), config.source, steps, watch=watch)
-    records.close()
+    with contextlib.closing(Records(workdir)) as records:
+        around = Surroundings(records, Console(active=False), StopRequest())
+        here = stages.Run(config, workdir, Placement.everywhere(), around)
+        data = gather(config, workdir, around.console, around.stop)
+        network = Network(config.model, classes=len(data.source.classes), image_size=size)
+        rows, watch = data.holdout["train"], data.holdout["val"]
+        steps, pixels = epochs * (len(rows) // config.batch_size), stages.Pixels(data.source, here)
+        yield stages.Job("pretrain", pixels, rows, network, network.init(0), config.source, steps, watch=watch)

@@ -86,17 +86,11 @@ def attention(network: Network, params: Tree, batch_stats: Tree, images: NDArray
     return _batched(_program(network, "", "", True), params, batch_stats, images, np.zeros(len(images), np.int32))[0]
 
 
-def both(
-    network: Network,
-    params: Tree,
-    batch_stats: Tree,
-    images: NDArray[np.uint8],
-    classes: NDArray[np.integer],
-    *,
-    layer: str,
-    method: str,
+def chosen(
+    network: Network, params: Tree, batch_stats: Tree, images: NDArray[np.uint8], classes: NDArray[np.integer]
 ) -> tuple[Floats, Floats | None]:
-    """What `heat` gives, and `attention` where the network attends, by one program and one pass."""
+    """`heat` by the layer and method of `choice`, and `attention` where the network attends: one program, one pass."""
+    layer, method = choice(network)
     found = _batched(_program(network, layer, method, network.attends), params, batch_stats, images, classes)
     return found[0], found[1] if network.attends else None
 

@@ -79,7 +79,7 @@ def explained(bundle: Bundle, images: Image, classes: NDArray[np.integer]) -> di
     """
     network, weights = bundle.network, (bundle.params, bundle.batch_stats)
     layer, method = explain.choice(network)
-    raw, received = explain.both(network, *weights, images, classes, layer=layer, method=method)
+    raw, received = explain.chosen(network, *weights, images, classes)
     found = {f"{explain.NAMES[method]} ({layer})": explain.enlarge(raw, images.shape[1])}
     if received is not None and received[0].size > 1:
         found["attention"] = explain.enlarge(received, images.shape[1])

@@ -66,9 +66,12 @@ class Network:
 
     def headless(self, params: Params) -> Params:
         """The parameters for `body`: the head's place is held by zeros."""
-        shapes, _ = self.body.abstract()
-        name = self.head[0]
-        return {**params, name: {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes[name].items()}}
+        return {**params, self.head[0]: self._no_head}
+
+    @functools.cached_property
+    def _no_head(self) -> Params:
+        shapes = self.body.abstract()[0][self.head[0]]
+        return {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes.items()}
 
     def logits_of_pooled(self, params: Params, pooled: ArrayLike) -> Array:
         """Logits (B, K) from what `embed` gives (B, C)."""
