@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rcmnet_jax.evaluation.table import Floats, Ints, Table
 
 FEW_GROUPS = 10  # below it, a t interval over groups is all that can be had, and it is wide for a reason
 QUANTILE = 0.975
+_Z = float(stats.norm.ppf(QUANTILE))
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Units:
     classes: int
     grouped: bool
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of units."""
         return int(self.unit.max()) + 1
@@ -52,11 +54,13 @@ class Units:
             cells += np.bincount(self.unit[rows] * self.classes + self.truth[rows], part.influence, len(cells))
         return cells.reshape(self.count, self.classes) / len(parts)
 
+    @cached_property
     def per_class(self) -> Ints:
         """(K,) number of units that hold each class."""
         held = np.unique(self.unit * self.classes + self.truth) % self.classes
         return np.bincount(held, minlength=self.classes)
 
+    @cached_property
     def shares(self) -> Floats:
         """(units,) share of the rows that each unit holds."""
         return np.bincount(self.unit, minlength=self.count) / len(self.unit)
@@ -78,9 +82,8 @@ def make_units(table: Table) -> Units:
 
 def wilson(value: float, n: float) -> tuple[float, float]:
     """Wilson's 95% score interval (1927) of a proportion of n."""
-    z = float(stats.norm.ppf(QUANTILE))
-    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    centre = (value + _Z * _Z / (2 * n)) / (1 + _Z * _Z / n)
+    half = _Z / (1 + _Z * _Z / n) * math.sqrt(value * (1 - value) / n + _Z * _Z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -137,9 +140,9 @@ def _error(units: Units, parts: list[Statistic], by_class: bool, tails: float) -
     if count < 2:
         return 0.0, 1.0
     # A jackknife's leverage: a unit with a large share pulls the value towards itself and hides its own distance.
-    cells = cells * ((1 - 1 / count) / (1 - units.shares().clip(max=0.95)))[:, None]
+    cells = cells * ((1 - 1 / count) / (1 - units.shares.clip(max=0.95)))[:, None]
     if by_class:
-        held = units.per_class()
+        held = units.per_class
         cells = cells * np.sqrt(held / np.maximum(held - 1, 1))
         spread = (cells**2).sum(0)
         lost = float((spread**2 / np.maximum(held - 1, 1)).sum())
@@ -154,7 +157,7 @@ def _error(units: Units, parts: list[Statistic], by_class: bool, tails: float) -
         kurtosis = count * float((total**4).sum()) / variance**2
         degrees = min(degrees, 2 * count / max(tails * (kurtosis - 1), 1e-9))
     # Groups of unequal size count for fewer: as many as equal ones with the same sum of squared shares.
-    effective = 1 / float((units.shares() ** 2).sum()) - 1
+    effective = 1 / float((units.shares ** 2).sum()) - 1
     return math.sqrt(variance), max(min(degrees, effective), 1.0)
 
 
@@ -175,10 +178,11 @@ def without_variance(units: Units, value: float, scale: str) -> tuple[tuple[floa
     yet be seen. One unit alone bounds nothing.
     """
     method = f"Wilson score limits over {units.name}, of which none differs from another"
-    held = units.per_class()
+    held = units.per_class
     count = units.count
     present = held[held > 0]
-    unseen = math.sqrt(sum((1 - wilson(1.0, int(k))[0]) ** 2 for k in present)) / len(present)
+    # The sum over classes of (1 - Wilson's lower limit of all k being right)^2, which is (z^2 / (k + z^2))^2.
+    unseen = float(np.linalg.norm(_Z**2 / (present + _Z**2))) / len(present)
     unseen = 1.0 if count < 2 else max(unseen, 1 - wilson(1.0, count)[0])
     if scale == "positive":
         return (0.0, value + 2 * unseen), method

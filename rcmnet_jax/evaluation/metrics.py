@@ -236,7 +236,7 @@ def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
         alone = int((table.group == "").sum())
         said.append(f"{alone} rows have no group; each of their images counts as a group of its own.")
     if units.grouped:
-        held = units.per_class()
+        held = units.per_class
         single = [name for k, name in enumerate(table.classes) if held[k] == 1]
         if single:
             said.append(f"All images of {', '.join(single)} come from one group: class and group cannot be told apart.")
