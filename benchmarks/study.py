@@ -2,6 +2,8 @@
 
     python -m benchmarks.study run screen --place pbc=PBC_dataset_normal_DIB.zip --place split=split.csv \\
         --place weights=resnet18.safetensors
+    python -m benchmarks.study run models-red --place chula=chula_rbc/manifest.csv \\
+        --place 'models=runs/studies/models/{run}-{seed}/bundle'
     python -m benchmarks.study tables
 
 Each run is a process of its own, `launch.py` with a workdir below --work, and leaves one line in
@@ -18,6 +20,7 @@ import argparse
 import csv
 import datetime
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -30,6 +33,7 @@ import numpy as np
 from scipy import stats
 
 from configs.ablation import STUDIES, Changes, settings
+from rcmnet_jax.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 RECORDS, PAGE = ROOT / "docs" / "studies", ROOT / "docs" / "results.md"
@@ -57,8 +61,8 @@ def run(study: str, places: Mapping[str, str], work: Path, only: Sequence[str], 
 
 
 def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path) -> None:
-    workdir = work / study / f"{name.replace(' ', '_')}-{seed}"
-    filled = _filled(settings(study, name), places)
+    workdir = work / study / f"{_folder(name)}-{seed}"
+    filled = _filled(settings(study, name), located(places, name, seed))
     if STUDIES[study].images:
         filled["source.splits"] = str(_part(Path(filled["source.splits"]), STUDIES[study].images, work))
     asked = [f"--config={ROOT}/configs/ablation.py:{study}/{name}", f"--workdir={workdir}", f"--config.seed={seed}"]
@@ -86,6 +90,15 @@ def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path
     print(f"{study}/{name}, seed {seed}: {shown}, {line['seconds']} s", flush=True)
 
 
+def _folder(run: str) -> str:
+    return run.replace(" ", "_")
+
+
+def located(places: Mapping[str, str], run: str, seed: int) -> dict[str, str]:
+    """The places of one run: `{run}` and `{seed}` in them name it, as its workdir is named."""
+    return {key: path.replace("{run}", _folder(run)).replace("{seed}", str(seed)) for key, path in places.items()}
+
+
 def _filled(changes: Changes, places: Mapping[str, str], where: str = "") -> dict[str, str]:
     """The settings that name a place, by their dotted key, as this user has them."""
     made: dict[str, str] = {}
@@ -106,8 +119,9 @@ def _part(splits: Path, images: int, work: Path) -> Path:
     train = sorted((row for row in rows if row[1] == "train"), key=lambda row: hashlib.sha256(row[0].encode()).digest())
     path = work / f"{splits.stem}-{images}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "split"), *sorted(train[:images]), *(r for r in rows if r[1] != "train")])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("path", "split"), *sorted(train[:images]), *(r for r in rows if r[1] != "train")])
+    write_atomic(path, text.getvalue())  # other runs may read it
     return path
 
 
@@ -209,7 +223,8 @@ def main() -> None:
     what = words.add_subparsers(dest="what", required=True)
     runs = what.add_parser("run", help="do the runs that are missing")
     runs.add_argument("study", choices=STUDIES)
-    runs.add_argument("--place", action="append", default=[], metavar="NAME=PATH", help="fills {NAME} in the settings")
+    fills = "fills {NAME} in the settings; {run} and {seed} in PATH are those of the run"
+    runs.add_argument("--place", action="append", default=[], metavar="NAME=PATH", help=fills)
     runs.add_argument("--work", type=Path, default=Path("runs/studies"), help="folder of the workdirs")
     runs.add_argument("--only", action="append", default=[], metavar="RUN")
     runs.add_argument("--seed", action="append", default=[], type=int)

@@ -50,6 +50,11 @@ _STARTS: dict[str, Changes] = {
     "ImageNet": {"source": {"init_from": "{weights}"}},
     "PBC": {"source": {"init_from": "{pbc_alone}"}},
 }
+_MODELS: dict[str, Changes] = {name: {"model": {"name": key}} for name, key in {
+    "RCMNet": "rcmnet", "ResNet-18": "resnet18", "ResNet-18 + CBAM": "resnet18_cbam",
+    "ResNet-18 + MHSA": "resnet18_mhsa", "ResNet-50": "resnet50", "ViT-S/16": "vit_s16",
+}.items()}  # fmt: skip
+_FROM_MODELS: Changes = {"source": {"init_from": "{models}"}, "target": {"arms": ("transfer", "probe")}}
 _SCRATCH: Changes = {"arms": ("transfer", "scratch", "probe", "shortcut")}  # once: it has no start
 
 
@@ -139,13 +144,21 @@ STUDIES: dict[str, Study] = {
          for name, start in _STARTS.items() for words, frame in (("frame 52", 52), ("whole", 0))},
     ),
     "models": Study(
-        "Is RCMNet better than its parts and than others on PBC? 64 px, random weights, RCMNet's recipe for all.",
-        _RECIPE,
-        {name: {"model": {"name": key}} for name, key in {
-            "RCMNet": "rcmnet", "ResNet-18": "resnet18", "ResNet-18 + CBAM": "resnet18_cbam",
-            "ResNet-18 + MHSA": "resnet18_mhsa", "ResNet-50": "resnet50", "ViT-S/16": "vit_s16",
-        }.items()},
+        "Is RCMNet better than its parts and others on PBC? 64 px, 4,000 images, 8 epochs, random weights, one recipe.",
+        _with(_RECIPE, {"source": {"epochs": 8.0}}),
+        _MODELS,
+        images=4000,
         primary="top1",
+    ),
+    "models-red": Study(
+        "Is it better on red cells (Chula, 5 folds by smear)? From the bundles of `models`, 20 epochs.",
+        _with(_TRANSFER, _FROM_MODELS, _RED, {"target": {"epochs": 20.0}}),
+        _MODELS,
+    ),
+    "models-t": Study(
+        "Is it better on T cells (4 donors, one left out at a time)? From the bundles of `models`, 10 epochs.",
+        _with(_TRANSFER, _FROM_MODELS, _T, {"target": {"epochs": 10.0, "frame": 52}}),
+        _MODELS,
     ),
     "red-curve": Study(
         "Red cells: what do transfer and probe lose with fewer images a class? As many updates as in `red-cells`.",

@@ -76,6 +76,13 @@ def test_a_record_of_other_settings_does_not_count(kept):
     assert [line["seed"] for line in study.records("smoke")] == [0]
 
 
+def test_a_place_may_name_the_run_and_its_seed_as_the_workdir_does():
+    places = {"models": "runs/{run}-{seed}/bundle", "chula": "c.csv"}
+    assert study.located(places, "ResNet-18 + CBAM", 2) == {
+        "models": "runs/ResNet-18_+_CBAM-2/bundle", "chula": "c.csv"
+    }  # fmt: skip
+
+
 def test_tables_replace_themselves_and_leave_the_rest_of_the_page(kept):
     keep(kept, record("base", 0, 0.5))
     once = study.with_tables("# Results\n\ntext\n")

@@ -157,7 +157,7 @@ def _error(units: Units, parts: list[Statistic], by_class: bool, tails: float) -
         kurtosis = count * float((total**4).sum()) / variance**2
         degrees = min(degrees, 2 * count / max(tails * (kurtosis - 1), 1e-9))
     # Groups of unequal size count for fewer: as many as equal ones with the same sum of squared shares.
-    effective = 1 / float((units.shares ** 2).sum()) - 1
+    effective = 1 / float((units.shares**2).sum()) - 1
     return math.sqrt(variance), max(min(degrees, effective), 1.0)
 
 
