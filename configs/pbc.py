@@ -3,6 +3,7 @@
     python launch.py --config=configs/pbc.py --config.source.data=PBC_dataset_normal_DIB.zip
     python launch.py --config=configs/pbc.py:128 ...      128 px, begun at 64; :224 for accelerators
     python launch.py --config=configs/pbc.py:speedrun ... 96 px, begun at 48, 8 epochs: for speed, not measured yet
+    python launch.py --config=configs/pbc.py:speedrun-gpu 128 px, begun at 64, large batches in bfloat16: not measured
     python launch.py --config=configs/pbc.py:plain ...    no crop, mild augmentation: what the others are compared with
 
 With `--config.source.init_from=imagenet` (or a file of a ResNet-18's weights) it starts from ImageNet. Without a split
@@ -21,7 +22,7 @@ from rcmnet_jax.config import ExperimentConfig
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The config of a preset: '' (64 px), '128', '224', 'speedrun', 'plain' or 'smoke'."""
+    """The config of a preset: '' (64 px), '128', '224', 'speedrun', 'speedrun-gpu', 'plain' or 'smoke'."""
 
     def at(size: int, **source: Any) -> ExperimentConfig:
         made: ExperimentConfig = change(
@@ -32,11 +33,14 @@ def get_config(preset: str = "") -> ConfigDict:
 
     plain = change(ExperimentConfig(), source={"epochs": 12.0}, target={"data": "none"})
     large = change(at(224, epochs=40.0, optimizer={"precision": "bfloat16", "warmup_epochs": 3.0}), batch_size=256)
+    few = {"precision": "bfloat16", "warmup_epochs": 2.0, "ema_decay": 0.98}  # 47 steps an epoch: averages of one
+    gpu = change(at(128, **GROWN, optimizer=few), batch_size=256)
     presets = {
         "": at(64),
         "128": at(128, **GROWN),
         "224": large,
         "speedrun": at(96, **SPEEDRUN),
+        "speedrun-gpu": gpu,
         "plain": plain,
         "smoke": change(plain, **SMOKE),
     }
