@@ -131,7 +131,11 @@ STUDIES: dict[str, Study] = {
     "speedrun": Study(
         "In how little time does PBC's validation set reach 98.5% top-1?",
         _with(_RECIPE, _WEIGHTS),
-        {"96 px from 48": {"image_size": 96, "source": SPEEDRUN}},
+        {
+            "96 px from 64": {"image_size": 96, "source": SPEEDRUN},
+            "96 px from 48": {"image_size": 96, "source": {"epochs": 8.0, "start_size": 48, "grow": 0.65}},
+            "128 px from 64": {"image_size": 128, "source": {"epochs": 8.0, "start_size": 64, "grow": 0.7}},
+        },
         primary="top1",
     ),
     "red-cells": Study(

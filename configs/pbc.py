@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/pbc.py --config.source.data=PBC_dataset_normal_DIB.zip
     python launch.py --config=configs/pbc.py:128 ...      128 px, begun at 64; :224 for accelerators
-    python launch.py --config=configs/pbc.py:speedrun ... 96 px, begun at 48, 8 epochs: for speed, not measured yet
+    python launch.py --config=configs/pbc.py:speedrun ... 96 px, begun at 64, 10 epochs: for speed
     python launch.py --config=configs/pbc.py:speedrun-gpu 128 px, begun at 64, large batches in bfloat16: not measured
     python launch.py --config=configs/pbc.py:plain ...    no crop, mild augmentation: what the others are compared with
 
