@@ -63,9 +63,12 @@ class Bundle:
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
         """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
+        return self.answers_of(images, self.responses(images, placement))
+
+    def answers_of(self, images: np.ndarray, found: Responses) -> Calibrated:
+        """The same of images whose responses are known."""
         from rcmnet_jax.evaluation import calibration, novelty
 
-        found = self.responses(images, placement)
         seen = novelty.spaces(images, found.embedding) if "ood" in self.calibration else None
         logits = found.logits
         if self.possible:

@@ -16,7 +16,7 @@ from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation import calibration, features, soft_labels
+from rcmnet_jax.evaluation import calibration, soft_labels
 from rcmnet_jax.files import write_json
 from rcmnet_jax.intake import Data
 from rcmnet_jax.report import answers
@@ -99,8 +99,9 @@ def pretrain(here: Run, data: Data) -> Bundle:
         if split == "test":
             _calibrate(here, folder / "bundle", data)
         made = bundles.load(folder / "bundle")
-        table = leaves.table_of(made, data.source, data.holdout[split], here.placement, split=split, seed=-1, fold=-1)
-        features.leave(folder, made, data.source, data.holdout[split], here.placement)
+        table = leaves.table_of(
+            made, data.source, data.holdout[split], here.placement, split=split, seed=-1, fold=-1, features_in=folder
+        )
         leaves.report_leaf(here, folder, table, leaves.provenance(job, trained))
         conclusion.say_leaf(here, folder, f"pretrain, {split}")
     return bundles.load(folder / "bundle")

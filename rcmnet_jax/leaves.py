@@ -14,7 +14,7 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import config_hash
 from rcmnet_jax.data import appearance
 from rcmnet_jax.data.prepare import PreparedSet
-from rcmnet_jax.evaluation import novelty
+from rcmnet_jax.evaluation import features, novelty
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
 from rcmnet_jax.files import recover_folders, write_atomic
@@ -60,10 +60,25 @@ def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
 
 
 def table_of(
-    bundle: Bundle, data: PreparedSet, rows: np.ndarray, placement: Placement, *, split: str, seed: int, fold: int
+    bundle: Bundle,
+    data: PreparedSet,
+    rows: np.ndarray,
+    placement: Placement,
+    *,
+    split: str,
+    seed: int,
+    fold: int,
+    features_in: Path | None = None,
 ) -> Table:
-    """Predictions of a bundle on prepared rows: what `predict` gives on the same images."""
-    found = bundle.answers(data.images(rows), placement)
+    """Predictions of a bundle on prepared rows: what `predict` gives on the same images.
+
+    `features_in` is a folder for their features, which cost nothing here. All processes must come.
+    """
+    images = data.images(rows)
+    responses = bundle.responses(images, placement)
+    if features_in is not None:
+        features.leave(features_in, bundle, data.examples.path[rows], responses.embedding)
+    found = bundle.answers_of(images, responses)
     table = as_table(data, rows, found.probabilities, split=split, seed=seed, fold=fold)
     return dataclasses.replace(table, abstain=found.abstain, ood=found.ood)
 

@@ -12,7 +12,7 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import TargetConfig
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.data.splits import Fold
-from rcmnet_jax.evaluation import features, novelty, shortcut
+from rcmnet_jax.evaluation import novelty, shortcut
 from rcmnet_jax.files import recover_folders, write_json
 from rcmnet_jax.intake import Data
 from rcmnet_jax.recipes import RECIPES
@@ -69,9 +69,10 @@ def _leave_leaf(here: Run, job: Job, trained: stages.Trained, fold: Fold, seed: 
     leaves.leave(job, trained)
     made = bundles.load(job.folder_of / "bundle")
     data = job.pixels.data
-    table = leaves.table_of(made, data, fold.test, here.placement, split="oof", seed=seed, fold=number)
-    if job.name.split("/")[0] in ("transfer", "probe"):
-        features.leave(job.folder_of, made, data, fold.test, here.placement)
+    mapped = job.folder_of if job.name.split("/")[0] in ("transfer", "probe") else None
+    table = leaves.table_of(
+        made, data, fold.test, here.placement, split="oof", seed=seed, fold=number, features_in=mapped
+    )
     leaves.report_leaf(here, job.folder_of, table, leaves.provenance(job, trained))
     conclusion.say_leaf(here, job.folder_of, job.name)
 

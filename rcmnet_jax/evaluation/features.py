@@ -20,8 +20,6 @@ from rcmnet_jax.training.sharding import is_main_process
 
 if TYPE_CHECKING:
     from rcmnet_jax.bundle import Bundle
-    from rcmnet_jax.data.prepare import PreparedSet
-    from rcmnet_jax.training.sharding import Placement
 
 FILE = "features.npz"
 MOST = 20_000  # images kept, drawn evenly: 20 MB at 512 channels
@@ -52,12 +50,11 @@ def write(folder: Path, found: Features) -> None:
     write_atomic(folder / FILE, out.getvalue())
 
 
-def leave(folder: Path, bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> None:
-    """Writes a bundle's features of prepared rows, or of 20,000 of them, evenly drawn. All processes must come here."""
-    rows = evenly(rows, MOST)
-    values = bundle.responses(data.images(rows), placement).embedding
+def leave(folder: Path, bundle: Bundle, path: NDArray[np.str_], values: NDArray[np.floating]) -> None:
+    """Writes a bundle's features (N, C) of images by path (N,), or of 20,000 of them, evenly drawn."""
+    kept = evenly(np.arange(len(path)), MOST)
     if is_main_process():
-        write(folder, Features(data.examples.path[rows], values.astype(np.float16), space_of(bundle)))
+        write(folder, Features(path[kept], values[kept].astype(np.float16), space_of(bundle)))
 
 
 def read(folder: Path) -> Features | None:
