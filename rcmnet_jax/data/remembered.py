@@ -27,3 +27,7 @@ class Remembered(Generic[T]):
         values = [made[key] if key in made else self._known[key] for key in keys]
         self._known.update(list(made.items())[:room])
         return values
+
+    def forget(self) -> None:
+        """Begins anew, as a process does."""
+        self._known.clear()

@@ -7,6 +7,7 @@ al. 2020) is read in old bundles, and no longer fitted: on real cells it told no
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -51,22 +52,23 @@ _looks = Remembered(_in_chunks)
 
 
 def _appearance(images: NDArray[np.uint8]) -> Floats:
-    x = np.asarray(images, np.float64) / 255
-    n, size = len(x), x.shape[1]
-    flat = x.reshape(n, size * size, 3)
-    levels = np.sort(images.reshape(flat.shape), axis=1)  # of uint8: several times faster
-    colours = [levels[:, int(q * (levels.shape[1] - 1))] / 255 for q in QUANTILES]
-    saturation = flat.max(2) - flat.min(2)
-    edges, grey = [], x.mean(3)
+    n, size = len(images), images.shape[1]
+    # A plane a colour: what is computed over pixels then reads them in a row, in a seventh of the time.
+    planes = np.ascontiguousarray(images.reshape(n, size * size, 3).swapaxes(1, 2))
+    x = planes.astype(np.float64) / 255
+    levels = np.sort(planes, axis=2, kind="stable")  # of uint8 by counting
+    colours = [levels[:, :, int(q * (levels.shape[2] - 1))] / 255 for q in QUANTILES]
+    saturation = x.max(1) - x.min(1)
+    edges, grey = [], x.mean(1).reshape(n, size, size)
     for _ in range(3):
         for axis in (1, 2):
             edges.append(np.log(1e-3 + np.abs(np.diff(grey, axis=axis)).mean((1, 2))))
         even = grey[:, : size // 2 * 2, : size // 2 * 2]
         size //= 2
         grey = even.reshape(n, size, 2, size, 2).mean((2, 4))
-    spread = np.log(1e-2 + flat.std(1))
+    spread = np.log(1e-2 + x.std(2))
     more = [saturation.mean(1), saturation.std(1), *edges]
-    return np.concatenate([*colours, flat.mean(1), spread, np.stack(more, 1)], axis=1)
+    return np.concatenate([*colours, x.mean(2), spread, np.stack(more, 1)], axis=1)
 
 
 def spaces(images: NDArray[np.uint8], head: NDArray[np.floating]) -> dict[str, Floats]:
@@ -176,8 +178,11 @@ def _text(values: Floats) -> str:
     return " ".join(f"{value:.{_DIGITS}g}" for value in values.tolist())
 
 
+@functools.lru_cache(maxsize=256)  # a bundle has some 50, and a service asks for them with every image
 def _vector(text: str) -> Floats:
-    return np.array(text.split(), np.float64)
+    vector = np.array(text.split(), np.float64)
+    vector.flags.writeable = False
+    return vector
 
 
 def _distribution(values: Floats, axes: int) -> dict[str, Any]:
