@@ -87,6 +87,11 @@ def wilson(value: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def _unseen(n: Any) -> Any:
+    """The share that may yet be wrong where all of n are right, elementwise: 1 less Wilson's lower limit of 1."""
+    return _Z**2 / (n + _Z**2)
+
+
 def interval(
     units: Units, parts: list[Statistic], *, scale: str = "unit", by_class: bool = True, tails: float = 1.0
 ) -> dict[str, Any]:
@@ -181,9 +186,8 @@ def without_variance(units: Units, value: float, scale: str) -> tuple[tuple[floa
     held = units.per_class
     count = units.count
     present = held[held > 0]
-    # The sum over classes of (1 - Wilson's lower limit of all k being right)^2, which is (z^2 / (k + z^2))^2.
-    unseen = float(np.linalg.norm(_Z**2 / (present + _Z**2))) / len(present)
-    unseen = 1.0 if count < 2 else max(unseen, 1 - wilson(1.0, count)[0])
+    unseen = float(np.linalg.norm(_unseen(present))) / len(present)
+    unseen = 1.0 if count < 2 else max(unseen, _unseen(count))
     if scale == "positive":
         return (0.0, value + 2 * unseen), method
     low = -1.0 if scale == "signed" else 0.0
