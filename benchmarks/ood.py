@@ -60,7 +60,7 @@ def main() -> None:
 def values_of(made: Bundle, images: Pixels) -> dict[str, np.ndarray]:
     """What the scores are computed from."""
     found = made.responses(images, Placement.everywhere())
-    return {"logits": found.logits.astype(np.float64), **novelty.spaces(images, found.embedding)}
+    return {"logits": found.logits.astype(np.float64), **novelty.spaces(novelty.appearance(images), found.embedding)}
 
 
 # --- images that should be flagged ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated
     from rcmnet_jax.evaluation.predict import Responses
+    from rcmnet_jax.evaluation.table import Floats
     from rcmnet_jax.models import Network
     from rcmnet_jax.training.sharding import Placement
 
@@ -40,7 +41,7 @@ class Bundle:
     batch_stats: Tree
     provenance: Mapping[str, Any]
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    views: str = "one"  # of each image, as `evaluation.predict.respond` takes them
+    views: str = "one"  # of each image, as `evaluation.predict.begin` takes them
     possible: tuple[str, ...] = ()  # all that the images at hand can be, where that is known; empty: any of the classes
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
@@ -50,11 +51,14 @@ class Bundle:
 
     def responses(self, images: np.ndarray, placement: Placement) -> Responses:
         """Logits and pooled features of prepared images, uint8 (N, S, S, 3)."""
-        from rcmnet_jax.evaluation.predict import respond
+        return self._begin(images, placement)()
+
+    def _begin(self, images: np.ndarray, placement: Placement) -> Callable[[], Responses]:
+        from rcmnet_jax.evaluation.predict import begin
 
         if placement not in self._placed:
             self._placed[placement] = placement.put_copies((self.params, self.batch_stats))
-        return respond(self.network, *self._placed[placement], images, placement, self.views)
+        return begin(self.network, *self._placed[placement], images, placement, self.views)
 
     @functools.cached_property
     def _placed(self) -> dict[Placement, tuple[Tree, Tree]]:
@@ -63,13 +67,23 @@ class Bundle:
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
         """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
-        return self.answers_of(images, self.responses(images, placement))
+        wait = self._begin(images, placement)
+        looks = self._looks(images)  # while the devices compute
+        return self._calibrated(wait(), looks)
 
     def answers_of(self, images: np.ndarray, found: Responses) -> Calibrated:
         """The same of images whose responses are known."""
+        return self._calibrated(found, self._looks(images))
+
+    def _looks(self, images: np.ndarray) -> Floats | None:
+        from rcmnet_jax.evaluation import novelty
+
+        return novelty.appearance(images) if "ood" in self.calibration else None
+
+    def _calibrated(self, found: Responses, looks: Floats | None) -> Calibrated:
         from rcmnet_jax.evaluation import calibration, novelty
 
-        seen = novelty.spaces(images, found.embedding) if "ood" in self.calibration else None
+        seen = None if looks is None else novelty.spaces(looks, found.embedding)
         logits = found.logits
         if self.possible:
             logits = np.where(np.isin(self.classes, self.possible), logits, -np.inf)

@@ -8,10 +8,11 @@ import pytest
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.config import ModelConfig
+from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.apply import predict
+from rcmnet_jax.evaluation.apply import predict, table_of
 from rcmnet_jax.evaluation.calibration import abstain
-from rcmnet_jax.evaluation.predict import BATCH, forward, reestimate, respond
+from rcmnet_jax.evaluation.predict import BATCH, _batch, begin, forward, reestimate
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 from tests.bad_input.case import BUNDLE
@@ -52,7 +53,7 @@ def test_the_body_and_the_head_are_the_network(options, imported, images):
     made = [Network(ModelConfig(width=8, **options), classes=k, image_size=32, imported=imported) for k in (3, 5)]
     assert made[0].body == made[1].body
     params, stats = made[0].init(1)
-    found = respond(made[0], params, stats, images[:8], Placement.everywhere())
+    found = begin(made[0], params, stats, images[:8], Placement.everywhere())()
     shown = images[:8].astype(np.float32) / 255
     np.testing.assert_allclose(found.logits, made[0](params, stats, shown)[0], atol=1e-5)
     np.testing.assert_allclose(found.embedding, made[0].embed(params, stats, shown), atol=1e-5)
@@ -62,13 +63,13 @@ def test_the_body_and_the_head_are_the_network(options, imported, images):
 def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model, images, count):
     network, params, stats, placement = model
     some = images[:count]
-    found = respond(network, params, stats, some, placement, "dihedral")
+    found = begin(network, params, stats, some, placement, "dihedral")()
     turned = [np.rot90(some, k, (1, 2)) for k in range(4)]
-    each = [respond(network, params, stats, view, placement) for one in turned for view in (one, one[:, ::-1])]
+    each = [begin(network, params, stats, view, placement)() for one in turned for view in (one, one[:, ::-1])]
     for name in ("logits", "embedding"):
         wanted = np.mean([getattr(part, name) for part in each], axis=0, dtype=np.float64)
         np.testing.assert_allclose(getattr(found, name), wanted, atol=1e-5)
-    again = respond(network, params, stats, turned[1], placement, "dihedral")
+    again = begin(network, params, stats, turned[1], placement, "dihedral")()
     np.testing.assert_allclose(again.logits, found.logits, atol=1e-5)
     by_head = found.embedding @ params["fc"]["kernel"] + params["fc"]["bias"]
     np.testing.assert_allclose(found.logits, by_head, atol=1e-4)
@@ -95,6 +96,25 @@ def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(
     assert names[0] not in some.prediction.tolist()
     rest = whole.probabilities[:, 1:] / whole.probabilities[:, 1:].sum(1, keepdims=True)
     np.testing.assert_allclose(some.probabilities, np.pad(rest, ((0, 0), (1, 0))), atol=1e-6)
+
+
+def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path):
+    bundle, placement = bundles.load(BUNDLE), Placement.everywhere()
+    data = prepare("synthetic:cart-tiny", bundle.rule, cache=tmp_path, labelled=False, keep=False)
+    whole = table_of(bundle, data, placement)
+    parts = table_of(bundle, data, placement, chunk=len(whole) // 2 - 1)  # two images are left for a third part
+    for name in ("path", "probabilities", "abstain", "ood"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "side", "images", "most"),
+    [("cpu", 64, 100, 64), ("cpu", 128, 100, 16), ("cpu", 224, 100, 8), ("cpu", 224, 1, 1), ("gpu", 224, 100, 64)],
+)
+def test_a_pass_has_as_many_images_as_memory_is_kept_for(monkeypatch, backend, side, images, most):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    placement = Placement.everywhere()
+    assert _batch(images, side, placement) == -(-most // placement.devices) * placement.devices
 
 
 def test_a_class_that_cannot_be_makes_nobody_abstain():

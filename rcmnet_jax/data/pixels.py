@@ -35,6 +35,7 @@ RECORDS, INDEX, FACTS = "images.array_record", "index.npz", "set.json"
 # checked whenever it is read.
 _HASH_WHOLE = 4 << 30  # bytes
 _TASK_BYTES = 4 << 20  # of prepared pixels in one task of a thread
+_NO_SIGNALS = np.zeros(0, np.float32)
 Progress = Callable[[int, int], None]
 
 
@@ -129,12 +130,15 @@ def build(source: Source, rule: ImageRule, parent: Path, progress: Progress | No
 
 
 def read_all(source: Source, rule: ImageRule) -> tuple[Index, Pixels]:
-    """What `build` would write, in memory: the index and the pixels (N, S, S, 3) of all images that can be read.
+    """The pixels (N, S, S, 3) of all images that can be read, in memory, and an index that does not describe them.
+
+    That is what `build` would write without `pixels` ('' each) and `signals` (N, 0), which take longer than to decode
+    a small image.
 
     Raises:
       UserError: not one image could be read.
     """
-    with contextlib.closing(_in_threads(source, rule)) as batches:
+    with contextlib.closing(_in_threads(source, rule, described=False)) as batches:
         made = [one for batch in batches for one in batch]
     _refuse_none(source, made)
     pixels = np.frombuffer(b"".join(one.image for one in made), np.uint8)
@@ -189,13 +193,15 @@ def _close_quietly(writer: Any) -> None:
         return
 
 
-def _in_threads(source: Source, rule: ImageRule) -> Generator[list[_Made], None, None]:
+def _in_threads(source: Source, rule: ImageRule, described: bool = True) -> Generator[list[_Made], None, None]:
     """Outcomes of the items in order, a few at a time, from one thread a core.
 
     Threads are enough: reading, decoding, resizing and hashing all let go of Python's lock.
     """
     if len(source.items) == 1:
-        yield _make_all(source, source.items, rule)  # threads would take longer to start than an image to read
+        yield _make_all(
+            source, source.items, rule, described
+        )  # threads would take longer to start than an image to read
         return
     from threadpoolctl import threadpool_limits
 
@@ -206,7 +212,7 @@ def _in_threads(source: Source, rule: ImageRule) -> Generator[list[_Made], None,
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         try:
             for start in range(0, len(source.items), step):
-                waiting.append(pool.submit(_make_all, source, source.items[start : start + step], rule))
+                waiting.append(pool.submit(_make_all, source, source.items[start : start + step], rule, described))
                 if len(waiting) >= workers + 2:
                     yield waiting.popleft().result()
             while waiting:
@@ -215,11 +221,11 @@ def _in_threads(source: Source, rule: ImageRule) -> Generator[list[_Made], None,
             pool.shutdown(cancel_futures=True)
 
 
-def _make_all(source: Source, items: Sequence[Item], rule: ImageRule) -> list[_Made]:
-    return [_make(source, item, rule) for item in items]
+def _make_all(source: Source, items: Sequence[Item], rule: ImageRule, described: bool) -> list[_Made]:
+    return [_make(source, item, rule, described) for item in items]
 
 
-def _make(source: Source, item: Item, rule: ImageRule) -> _Made:
+def _make(source: Source, item: Item, rule: ImageRule, described: bool) -> _Made:
     try:
         data = source.read(item)
     except UnreadableError as error:
@@ -230,6 +236,8 @@ def _make(source: Source, item: Item, rule: ImageRule) -> _Made:
         made = standardise(image, rule).tobytes()
     except ImageError as error:
         return _Made(digest, str(error))
+    if not described:
+        return _Made(digest, "", made, "", _NO_SIGNALS)
     pixels = hashlib.sha256(f"{image.shape[0]} {image.shape[1]}\n".encode())
     pixels.update(np.ascontiguousarray(image).data)
     return _Made(digest, "", made, pixels.hexdigest(), signals(image, len(data), form))

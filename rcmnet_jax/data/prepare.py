@@ -38,14 +38,14 @@ class Examples:
     group: npt.NDArray[np.str_]  # (N,) '' where not known
     split: npt.NDArray[np.str_]  # (N,) train, val, test or ''
     sha256: npt.NDArray[np.str_]  # (N,) of the file's bytes
-    pixels: npt.NDArray[np.str_]  # (N,) sha256 of the decoded original's height, width and RGB bytes
+    pixels: npt.NDArray[np.str_]  # (N,) sha256 of the decoded original's height, width and RGB bytes; '' in a HeldSet
     label: npt.NDArray[np.int32]  # (N,) place in the set's classes, -1 where there is none
     signals: npt.NDArray[np.float32]  # (N, F) of the original image, see `images.signals`
-    signal_names: tuple[str, ...]  # (F,)
+    signal_names: tuple[str, ...]  # (F,); none in a HeldSet
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """(N, 2) height and width of the original images, pixels."""
+        """(N, 2) height and width of the original images, pixels; not of a HeldSet."""
         return self.signals[:, [self.signal_names.index(name) for name in ("height", "width")]].astype(np.int64)
 
 
@@ -82,7 +82,7 @@ class PreparedSet:
 
 @dataclass(frozen=True)
 class HeldSet(PreparedSet):
-    """A set whose images are in memory alone; `folder` is not there."""
+    """A set whose images are in memory alone; `folder` is not there, and the originals are not described."""
 
     held: Pixels  # (N, S, S, 3)
 
@@ -116,8 +116,8 @@ def prepare(
       splits: the user's CSV `path,split[,group]`.
       clashes: whether classes that differ only by case, space or Unicode spelling are kept, not refused.
       progress: called with (done, total) while it is made; may raise, which leaves nothing half-made.
-      keep: whether a set that is missing is written to the cache; without, a small one is read into memory alone,
-        which is quicker for one look at it.
+      keep: whether a set that is missing is written to the cache; without, a small one is read into memory alone, and
+        its originals are not described (`Examples.pixels`, `signals`), which is quicker for one look at it.
 
     Raises:
       UserError: DATA that cannot be used, or a cache folder that cannot be written.
@@ -239,7 +239,7 @@ def _joined(source: Source, rule: ImageRule, folder: Path, index: Index) -> Prep
         pixels=index.pixels,
         label=np.array([-1 if item.label is None else place[item.label] for item in rows], np.int32),
         signals=index.signals,
-        signal_names=SIGNALS,
+        signal_names=SIGNALS if index.signals.shape[1] else (),
     )
     skipped = tuple(sorted((*source.skipped, *index.skipped), key=lambda s: (s.path, s.reason)))
     synthetic = source.synthetic

@@ -99,13 +99,12 @@ def _adapted(
     return made.bundle, HeldSet(**whole, held=made.images)
 
 
-def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 4096) -> Table:
+def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 512) -> Table:
     """Predictions of a bundle on all of a prepared set; labels that are no class of the bundle stay empty."""
     examples = data.examples
-    parts = [
-        bundle.answers(data.images(np.arange(start, min(start + chunk, len(examples.path)))), placement)
-        for start in range(0, len(examples.path), chunk)
-    ]
+    # A last part of a few images joins the one before, so that each goes through the network as it would with all.
+    cuts = np.arange(chunk, len(examples.path) - chunk + 1, chunk)
+    parts = [bundle.answers(data.images(rows), placement) for rows in np.split(np.arange(len(examples.path)), cuts)]
     names = [data.classes[k] if k >= 0 else "" for k in examples.label]
     return make_table(
         examples.path,

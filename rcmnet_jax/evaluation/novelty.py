@@ -71,9 +71,9 @@ def _appearance(images: NDArray[np.uint8]) -> Floats:
     return np.concatenate([*colours, x.mean(2), spread, np.stack(more, 1)], axis=1)
 
 
-def spaces(images: NDArray[np.uint8], head: NDArray[np.floating]) -> dict[str, Floats]:
-    """The two spaces of images (N, S, S, 3) with their pooled features (N, C)."""
-    return {"appearance": appearance(images), "head": np.asarray(head, np.float64)}
+def spaces(looks: Floats, head: NDArray[np.floating]) -> dict[str, Floats]:
+    """The two spaces of images: how they look, by `appearance`, and their pooled features (N, C)."""
+    return {"appearance": looks, "head": np.asarray(head, np.float64)}
 
 
 def fit(known: Spaces, groups: NDArray[np.str_], kept: float = KEPT) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def ratio(bundle: Bundle, data: PreparedSet, rows: Ints, placement: Placement) -
 
 def _seen(bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> Spaces:
     images = data.images(rows)
-    return spaces(images, bundle.responses(images, placement).embedding)
+    return spaces(appearance(images), bundle.responses(images, placement).embedding)
 
 
 def widened(facts: Mapping[str, Any], ratios: Floats) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,12 @@ from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 
 Tree = Any
-BATCH = 64  # images a forward pass: larger gains nothing on CPU, and a set of more has one compiled shape
-_BATCHES = (1, 8, BATCH)  # one image or a handful are not padded to a full batch, which would take 20 times as long
+BATCH = 64  # images a forward pass, at most: larger gains nothing on CPU, and a set of more has one compiled shape
+_HANDFUL = 8  # so many, or one, are not padded to a full batch, which would take 20 times as long
+_PIXELS = (
+    2**18
+)  # of a forward pass on CPU: with more, layers' values take 32 MB, which the C library takes anew each time
+_AHEAD = 8  # batches that may wait for a device, so that their images do not fill the memory
 
 
 class Responses(NamedTuple):
@@ -26,9 +30,9 @@ class Responses(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _embed(body: Network, placement: Placement) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
+def _embed(body: Network, placement: Placement) -> Callable[[Tree, Tree, jax.Array | np.ndarray], jax.Array]:
     def run(params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:
-        return body.embed(params, batch_stats, images.astype(jnp.float32) / 255)
+        return body.embed(body.with_blank_head(params), batch_stats, images.astype(jnp.float32) / 255)
 
     where = (placement.replicated, placement.replicated, placement.split)
     return jax.jit(run, in_shardings=where, out_shardings=placement.replicated)
@@ -50,7 +54,7 @@ def forward(
     views: str = "one",
 ) -> np.ndarray:
     """One of the responses: "logits" (N, K) or "embedding" (N, C)."""
-    made: np.ndarray = getattr(respond(network, params, batch_stats, images, placement, views), output)
+    made: np.ndarray = getattr(begin(network, params, batch_stats, images, placement, views)(), output)
     return made
 
 
@@ -60,44 +64,71 @@ def dihedral(images: Any) -> tuple[Any, ...]:
     return (*flipped, *(view.swapaxes(1, 2) for view in flipped))
 
 
-def respond(
+def begin(
     network: Network,
     params: Tree,
     batch_stats: Tree,
     images: np.ndarray,
     placement: Placement,
     views: str = "one",
-) -> Responses:
-    """Logits and embeddings, as numpy arrays, of uint8 images (N, S, S, 3).
+) -> Callable[[], Responses]:
+    """Puts uint8 images (N, S, S, 3) to the devices, which compute while the caller goes on.
 
-    With "dihedral" views each is the mean over an image's eight. Of logits that is, up to a constant, the mean of
-    log-probabilities: it goes with a temperature, whatever that is, and with the mean embedding, as the head is linear.
+    With "dihedral" views each response is the mean over an image's eight. Of logits that is, up to a constant, the mean
+    of log-probabilities: it goes with a temperature, whatever that is, and with the mean embedding, as the head is
+    linear.
 
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
+
+    Returns:
+      What waits for the responses and gives them as numpy arrays.
     """
     if views == "dihedral":
         seen = dihedral(images)
         # Of a few images the views are one batch, rather than eight of few images each.
         together = (np.concatenate(seen),) if len(seen) * len(images) <= BATCH else seen
-        every = [respond(network, params, batch_stats, batch, placement) for batch in together]
-        mean: Responses = jax.tree.map(
-            lambda *each: np.concatenate(each).reshape(len(seen), len(images), each[0].shape[-1]).mean(0), *every
-        )
-        return mean
-    fitting = next((size for size in _BATCHES if len(images) <= size), BATCH)
-    size = -(-fitting // placement.devices) * placement.devices
+        every = [begin(network, params, batch_stats, batch, placement) for batch in together]
+        return lambda: _mean([wait() for wait in every], len(seen), len(images))
+    size = _batch(len(images), images.shape[1], placement)
     # The head is a program of its own, so that networks that differ in their classes share the long one.
-    embed, answer, headless = _embed(network.body, placement), _logits(network, placement), network.headless(params)
+    embed, answer, (body, head) = (
+        _embed(network.body, placement),
+        _logits(network, placement),
+        network.split_head(params),
+    )
     parts: list[Responses] = []
     for start in range(0, max(len(images), 1), size):
         chunk = images[start : start + size]
         if len(chunk) < size:
             chunk = np.concatenate([chunk, np.zeros((size - len(chunk), *chunk.shape[1:]), np.uint8)])
         share = np.ascontiguousarray(chunk[placement.share(size)])
-        pooled = embed(headless, batch_stats, placement.put_batch(share))
-        parts.append(Responses(answer(params, pooled), pooled))
-    joined: Responses = jax.tree.map(lambda *each: np.concatenate([np.asarray(p) for p in each])[: len(images)], *parts)
+        pooled = embed(body, batch_stats, placement.fed(share))
+        parts.append(Responses(answer(head, pooled), pooled))
+        if len(parts) > _AHEAD:
+            parts[-_AHEAD].embedding.block_until_ready()
+    return lambda: _joined(parts, len(images))
+
+
+def _batch(images: int, side: int, placement: Placement) -> int:
+    """How many images of (side, side) pixels go through the network at once, of so many."""
+    most = BATCH
+    while jax.default_backend() == "cpu" and most > _HANDFUL and most * side**2 > _PIXELS:
+        most //= 2
+    fitting = next((size for size in (1, _HANDFUL, most) if images <= size), most)
+    return -(-fitting // placement.devices) * placement.devices
+
+
+def _joined(parts: Sequence[Responses], images: int) -> Responses:
+    joined: Responses = jax.tree.map(lambda *each: np.concatenate([np.asarray(p) for p in each])[:images], *parts)
     return joined
+
+
+def _mean(every: Sequence[Responses], views: int, images: int) -> Responses:
+    """The mean over the views of images, of which all are in `every`, view by view."""
+    mean: Responses = jax.tree.map(
+        lambda *each: np.concatenate(each).reshape(views, images, each[0].shape[-1]).mean(0), *every
+    )
+    return mean
 
 
 @functools.lru_cache(maxsize=16)

@@ -64,17 +64,18 @@ class Network:
         """The network with no head of its own, whose pooled features are this one's: compiled once for all heads."""
         return Network(self.config, classes=2, image_size=self.image_size, imported=self.imported)
 
-    def headless(self, params: Params) -> Params:
-        """The parameters for `body`: the head's place is held by zeros."""
-        return {**params, self.head[0]: self._no_head}
+    def split_head(self, params: Params) -> tuple[Params, Params]:
+        """The parameters of the body, and those of the head, which `with_blank_head` and `logits_of_pooled` take."""
+        name = self.head[0]
+        return {key: part for key, part in params.items() if key != name}, {name: params[name]}
 
-    @functools.cached_property
-    def _no_head(self) -> Params:
-        shapes = self.body.abstract()[0][self.head[0]]
-        return {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes.items()}
+    def with_blank_head(self, params: Params) -> Params:
+        """A whole tree from the body's part of one: the head's place is held by zeros."""
+        shapes = self.abstract()[0][self.head[0]]
+        return {**params, self.head[0]: {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in shapes.items()}}
 
     def logits_of_pooled(self, params: Params, pooled: ArrayLike) -> Array:
-        """Logits (B, K) from what `embed` gives (B, C)."""
+        """Logits (B, K) from what `embed` gives (B, C); of the parameters only the head's are asked for."""
         head = params[self.head[0]]
         logits: Array = jnp.asarray(pooled) @ head["kernel"] + head["bias"]
         return logits

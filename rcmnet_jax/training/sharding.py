@@ -106,6 +106,13 @@ class Placement:
         made: jax.Array = jax.make_array_from_process_local_data(self.split, local)  # type: ignore[no-untyped-call]
         return made
 
+    def fed(self, local: np.ndarray) -> np.ndarray | jax.Array:
+        """What a program whose argument is `split` takes for each process's own rows; quicker than `put_batch` alone.
+
+        The rows must stay as they are until the program has run.
+        """
+        return local if jax.process_count() == 1 else self.put_batch(local)
+
     def put_copies(self, tree: Tree) -> Tree:
         """Copies host arrays, the same in every process, to each device. None aliases its source."""
 
