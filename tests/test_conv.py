@@ -9,6 +9,8 @@ import pytest
 
 from rcmnet_jax.models import conv as forms
 from rcmnet_jax.models import reduce, winograd
+from rcmnet_jax.models.layers import by_rows
+from rcmnet_jax.models.norm import layer_norm
 from rcmnet_jax.models.winograd import winograd_conv
 
 
@@ -116,6 +118,21 @@ def test_summaries_equal_their_definitions():
     x = draw(3, 4, 5, 6)
     alike(lambda x: jnp.stack(reduce.summarise_space(x)), lambda x: jnp.stack([x.mean((1, 2)), x.max((1, 2))]), x)
     alike(reduce.summarise_channels, lambda x: jnp.stack([x.max(-1), x.mean(-1)], -1), x)
+
+
+def test_a_bias_and_a_layers_norm_equal_their_definitions():
+    x, scale, bias = draw(3, 5, 24), 1 + draw(24, seed=2), draw(24, seed=3)
+
+    def plain(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+    alike(reduce.biased, lambda x, bias: x + bias, x, bias)
+    alike(layer_norm, plain, x, scale, bias)
+    alike(by_rows, lambda x, kernel: x @ kernel, x, draw(24, 7, seed=4))
+    narrow = layer_norm(x.astype(jnp.bfloat16), scale, bias)
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_allclose(narrow.astype(jnp.float32), plain(x, scale, bias), atol=0.05)
 
 
 def test_equal_maxima_share_the_gradient():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jax import Array, lax
 
 from rcmnet_jax.models.layers import parameter, statistic
-from rcmnet_jax.models.reduce import sum_rows
+from rcmnet_jax.models.reduce import sum_channels, sum_rows
 
 EPSILON = 1e-5
 
@@ -104,11 +105,35 @@ class LayerNorm(nnx.Module):
         self.bias = parameter((channels,), "constant", 0.0)
 
     def __call__(self, x: Array) -> Array:
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = y.mean(-1, keepdims=True)
-        var = jnp.square(y - mean).mean(-1, keepdims=True)
-        y = (y - mean) * lax.rsqrt(var + 1e-6)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...])
+
+
+@jax.custom_vjp
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """Normalises each row of x (..., C) by its own mean and variance, in float32 at least; in x's type."""
+    return _layer_norm_forward(x, scale, bias)[0]
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = (sum_channels(wide) / x.shape[-1])[..., None]
+    var = (sum_channels(wide, of=lambda part: jnp.square(part - mean)) / x.shape[-1])[..., None]
+    spread = lax.rsqrt(var + 1e-6)
+    y = (wide - mean) * spread * scale + bias
+    return y.astype(x.dtype), (x, mean, spread, scale)
+
+
+def _layer_norm_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
+    x, mean, spread, scale = saved
+    dy, unit = gradient.astype(mean.dtype), (x.astype(mean.dtype) - mean) * spread
+    dunit = dy * scale
+    along = (sum_channels(dunit, unit, of=operator.mul) / x.shape[-1])[..., None]
+    level = (sum_channels(dunit) / x.shape[-1])[..., None]
+    dx = (dunit - level - unit * along) * spread
+    return dx.astype(x.dtype), sum_rows(dy, unit, of=operator.mul).astype(scale.dtype), sum_rows(dy).astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def norm(kind: str, channels: int, *, momentum: float = 0.1, scale: float = 1.0) -> BatchNorm | GroupNorm:

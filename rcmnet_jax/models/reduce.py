@@ -3,7 +3,7 @@
 XLA's CPU compiler reduces over two or three axes at once, or over the minor one, element by element: 5-10 times slower
 than memory allows. Here a few slices are added up first, which it does in one pass that is vectorised and runs in all
 threads, and a product with a vector of ones sums the rest; a maximum is that of slices. All forms agree to rounding.
-None but `gated` and the two summaries is meant to be differentiated.
+None but `gated`, `biased` and the two summaries is meant to be differentiated.
 """
 
 from __future__ import annotations
@@ -157,3 +157,21 @@ def _gated_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array
 
 
 gated.defvjp(_gated_forward, _gated_backward)
+
+
+@jax.custom_vjp
+def biased(x: Array, bias: Array) -> Array:
+    """x + bias for x (..., C) and a bias (C,), both of one type."""
+    return x + bias
+
+
+def _biased_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return x + bias, None
+
+
+def _biased_backward(_: None, dy: Array) -> tuple[Array, Array]:
+    exact = jnp.promote_types(dy.dtype, jnp.float32)
+    return dy, sum_rows(dy, of=lambda part: part.astype(exact)).astype(dy.dtype)
+
+
+biased.defvjp(_biased_forward, _biased_backward)
