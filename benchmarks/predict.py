@@ -51,7 +51,7 @@ def main() -> None:
             def run(n: int) -> None:
                 for _ in range(n):
                     cache = Path(name) / "none"
-                    novelty._looks.forget()  # of new images nothing is known
+                    novelty.forget()  # of new images nothing is known
                     data = prepare(str(spec), bundle.rule, cache=cache, labelled=False, keep=False)
                     assert len(table_of(bundle, data, placement)) == count
 

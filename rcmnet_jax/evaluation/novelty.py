@@ -49,6 +49,7 @@ def _in_chunks(images: NDArray[np.uint8]) -> Floats:
 
 
 _looks = Remembered(_in_chunks)
+forget = _looks.forget  # what images looked like, as in a new process
 
 
 def _appearance(images: NDArray[np.uint8]) -> Floats:
