@@ -20,7 +20,6 @@ from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated
     from rcmnet_jax.evaluation.predict import Responses
-    from rcmnet_jax.evaluation.table import Floats
     from rcmnet_jax.models import Network
     from rcmnet_jax.training.sharding import Placement
 
@@ -67,22 +66,14 @@ class Bundle:
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
         """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
-        wait = self._begin(images, placement)
-        looks = self._looks(images)  # while the devices compute
-        return self._calibrated(wait(), looks)
+        return self.answers_of(images, self._begin(images, placement))
 
-    def answers_of(self, images: np.ndarray, found: Responses) -> Calibrated:
-        """The same of images whose responses are known."""
-        return self._calibrated(found, self._looks(images))
-
-    def _looks(self, images: np.ndarray) -> Floats | None:
-        from rcmnet_jax.evaluation import novelty
-
-        return novelty.appearance(images) if "ood" in self.calibration else None
-
-    def _calibrated(self, found: Responses, looks: Floats | None) -> Calibrated:
+    def answers_of(self, images: np.ndarray, wait: Callable[[], Responses]) -> Calibrated:
+        """The same of images whose responses `wait` gives, which may be on their way."""
         from rcmnet_jax.evaluation import calibration, novelty
 
+        looks = novelty.appearance(images) if "ood" in self.calibration else None  # while the devices compute
+        found = wait()
         seen = None if looks is None else novelty.spaces(looks, found.embedding)
         logits = found.logits
         if self.possible:

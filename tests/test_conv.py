@@ -9,7 +9,6 @@ import pytest
 
 from rcmnet_jax.models import conv as forms
 from rcmnet_jax.models import reduce, winograd
-from rcmnet_jax.models.layers import by_rows
 from rcmnet_jax.models.norm import layer_norm
 from rcmnet_jax.models.winograd import winograd_conv
 
@@ -129,7 +128,7 @@ def test_a_bias_and_a_layers_norm_equal_their_definitions():
 
     alike(reduce.biased, lambda x, bias: x + bias, x, bias)
     alike(layer_norm, plain, x, scale, bias)
-    alike(by_rows, lambda x, kernel: x @ kernel, x, draw(24, 7, seed=4))
+    alike(forms.by_rows, lambda x, kernel: x @ kernel, x, draw(24, 7, seed=4))
     narrow = layer_norm(x.astype(jnp.bfloat16), scale, bias)
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_allclose(narrow.astype(jnp.float32), plain(x, scale, bias), atol=0.05)

@@ -196,12 +196,11 @@ def _close_quietly(writer: Any) -> None:
 def _in_threads(source: Source, rule: ImageRule, described: bool = True) -> Generator[list[_Made], None, None]:
     """Outcomes of the items in order, a few at a time, from one thread a core.
 
-    Threads are enough: reading, decoding, resizing and hashing all let go of Python's lock.
+    Reading, decoding, resizing and hashing let go of Python's lock; of small images what keeps it takes as long.
     """
     if len(source.items) == 1:
-        yield _make_all(
-            source, source.items, rule, described
-        )  # threads would take longer to start than an image to read
+        # Threads would take longer to start than an image to read.
+        yield _make_all(source, source.items, rule, described)
         return
     from threadpoolctl import threadpool_limits
 

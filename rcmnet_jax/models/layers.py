@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from rcmnet_jax.models.conv import conv
+from rcmnet_jax.models.conv import by_rows, conv
 from rcmnet_jax.models.reduce import biased
 
 
@@ -78,11 +78,3 @@ class Linear(nnx.Module):
         kernel, bias = self.kernel[...], self.bias[...]
         dtype = jnp.promote_types(x.dtype, kernel.dtype) if self.wide else x.dtype
         return biased(by_rows(x.astype(dtype), kernel.astype(dtype)), bias.astype(dtype))
-
-
-def by_rows(x: Array, kernel: Array) -> Array:
-    """x @ kernel for x (..., inputs) and kernel (inputs, outputs), as a product of two matrices.
-
-    Of more axes XLA makes the kernel's gradient transposed, and what reads it on the CPU crosses memory in strides.
-    """
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])

@@ -7,9 +7,11 @@ from flax import nnx
 from jax import Array
 
 from rcmnet_jax.config import ModelConfig
-from rcmnet_jax.models.layers import Linear, by_rows, parameter
+from rcmnet_jax.models.conv import by_rows
+from rcmnet_jax.models.layers import Linear, parameter
 from rcmnet_jax.models.mhsa import attend, attention_weights
 from rcmnet_jax.models.norm import LayerNorm
+from rcmnet_jax.models.reduce import biased
 
 PATCH = 16  # pixels, at every image size: a smaller image has fewer tokens and the same weights
 DEPTH = 12
@@ -72,7 +74,7 @@ class Patches(nnx.Module):
         rows, columns = x.shape[1] // PATCH, x.shape[2] // PATCH
         x = x.reshape(batch, rows, PATCH, columns, PATCH, colours).swapaxes(2, 3).reshape(batch, rows, columns, -1)
         kernel = self.kernel[...].reshape(PATCH * PATCH * colours, -1)
-        return by_rows(x, kernel.astype(x.dtype)) + self.bias[...].astype(x.dtype)
+        return biased(by_rows(x, kernel.astype(x.dtype)), self.bias[...].astype(x.dtype))
 
 
 class Layers(nnx.Module):
