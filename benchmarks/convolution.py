@@ -119,4 +119,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.use_huge_pages()
+    runtime.set_up()
     main()

@@ -84,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--try", action="append", default=[], dest="tried", metavar="KEY=VALUE,...")
     parser.add_argument("--output", type=Path, help="JSON")
     given = parser.parse_args(words)
-    runtime.enable_compilation_cache()
+    runtime.set_up()
     rows, facts = [], {}
     for number, text in enumerate(given.tried or [""], 1):
         print(f"{number}: {text or 'as real'}", flush=True)  # too long for a column of the table

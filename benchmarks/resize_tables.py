@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--to", type=int, nargs="+", default=[96, 128], metavar="PIXELS")
     parser.add_argument("--images", type=int, default=400, metavar="N", help="drawn at random")
     given = parser.parse_args()
-    runtime.enable_compilation_cache()
+    runtime.set_up()
     print("\n".join(table(given)))
 
 

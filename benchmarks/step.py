@@ -179,7 +179,7 @@ def main() -> None:
     chosen = words.parse_args()
     if chosen.alone:
         name, seconds = chosen.alone
-        runtime.enable_compilation_cache()
+        runtime.set_up()
         alone(contender(name, chosen.model, chosen.size, chosen.batch, chosen.what), float(seconds))
         return
     limits = roofline()

@@ -37,8 +37,8 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
       RunError: with the exit status that the reason has.
     """
     stop = StopRequest().install()
+    runtime.set_up()
     placement = Placement.everywhere()
-    runtime.enable_compilation_cache()
     console = Console(active=is_main_process(), images_per_step=config.batch_size)
     placement.check_batch(config.batch_size)
     with opened(workdir, config, console):

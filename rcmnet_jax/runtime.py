@@ -57,7 +57,7 @@ def prepare() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc to keep blocks of up to 1 GiB instead of handing them back to the system.
+    """Tells glibc to keep blocks of up to 2 GiB, the most that it takes, instead of handing them back to the system.
 
     XLA's CPU runtime takes the space of a step's intermediate values anew at each step. From 32 MiB on, glibc maps
     fresh pages for it every time, and the page faults took 15 times as long as the arithmetic on them.
@@ -67,17 +67,37 @@ def _keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(parameter, 1 << 30)
+            mallopt(parameter, 2**31 - 1)
+
+
+def set_up() -> None:
+    """What a program does before it asks JAX for its devices: `compute_where_called` and `enable_compilation_cache`."""
+    compute_where_called()
+    enable_compilation_cache()
+
+
+def compute_where_called() -> None:
+    """Has JAX run programs of one CPU device in the thread that calls them, and not in one of its own.
+
+    glibc gives threads other than the first no more than 64 MiB that it keeps: a training step's space, of some 0.1 to
+    2 GiB, was mapped and zeroed anew each time, which took 5 to 15% of it. The caller has nothing to do meanwhile that
+    is worth that: what loads images has threads of its own. Without effect once JAX has started its devices, on
+    several of them, and with RCMNET_KEEP_MALLOC=1.
+    """
+    import jax
+
+    if os.environ.get(KEEP_MALLOC) != "1":
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
 
 
 def use_huge_pages() -> None:
     """Starts the program anew with huge pages for large blocks, where glibc and the kernel leave that to be asked for.
 
-    glibc's threads map each block of over 32 MiB anew whatever `_keep_freed_memory` says, and XLA's CPU runtime
-    computes in threads: a training step at 128 px waited a fifth of its time for page faults. With pages of 2 MiB
-    there are 140 times fewer. glibc reads its tunables only when a program starts, hence the restart; the process
-    stays the same one. To be called first thing by a program, never by a library. Nothing happens where the user set
-    the tunable, or RCMNET_KEEP_MALLOC=1.
+    Where `compute_where_called` has no say (several devices), glibc's threads map each block of over 32 MiB anew, and
+    a training step at 128 px waited a fifth of its time for page faults. With pages of 2 MiB there are 140 times fewer.
+    glibc reads its tunables only when a program starts, hence the restart; the process stays the same one. To be called
+    first thing by a program, never by a library. Nothing happens where the user set the tunable, or
+    RCMNET_KEEP_MALLOC=1.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if os.environ.get(KEEP_MALLOC) == "1" or _HUGE_PAGES in tunables or platform.libc_ver()[0] != "glibc":

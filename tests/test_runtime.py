@@ -132,6 +132,29 @@ print(faults(), faults())
     assert again["1"] > again["0"]
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_the_space_of_a_program_is_used_again_and_not_mapped_anew():
+    code = """
+import resource, jax, jax.numpy as jnp
+from rcmnet_jax import runtime
+runtime.compute_where_called()
+@jax.jit
+def run(x):  # 200 MB between two products, more than glibc keeps for a thread that is not the first
+    return (x @ x.T) @ x
+x = jnp.ones((7000, 8))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*[faults() for _ in range(4)])
+"""
+    tunables = "glibc.malloc.hugetlb=0"  # pages of 4 kB, of which there are many
+    again = {keep: python(code, RCMNET_KEEP_MALLOC=keep, GLIBC_TUNABLES=tunables) for keep in ("0", "1")}
+    least = {keep: min(int(n) for n in done.stdout.split()[1:]) for keep, done in again.items()}
+    assert least["0"] < 1000
+    assert least["1"] > 10 * least["0"]
+
+
 ASKED_FOR = "import os, sys\nfrom rcmnet_jax import runtime\nruntime.use_huge_pages()\n"
 
 

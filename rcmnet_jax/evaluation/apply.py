@@ -49,7 +49,7 @@ def predict(
         raise UserError(f"--output={output}: is a folder. Name a CSV file.")
     if explain is not None:
         check_folder(explain)
-    runtime.enable_compilation_cache()
+    runtime.set_up()
     bundle, console = bundles.load(folder), Console()
     if classes:
         bundle = bundle.among(classes)
