@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.png", help="the figure; FILE_cells.png beside it")
     parser.add_argument("--numbers", type=Path, metavar="FILE.json", help="what the figure is drawn from")
     args = parser.parse_args()
-    runtime.set_up()
+    runtime.enable_compilation_cache()
     bundle = bundles.load(args.bundle)
     images = pictures(args.data, args.splits, bundle, args.images, args.seed)
     p = bundle.answers(images, Placement.everywhere()).probabilities

@@ -74,7 +74,7 @@ def answers(form: str, bundle: Path, images: np.ndarray, place: Path) -> np.ndar
 def main() -> None:
     """Prints the table in Markdown."""
     given = options(__doc__).parse_args()
-    runtime.set_up()
+    runtime.enable_compilation_cache()
     bundle = bundles.load(given.bundle)
     data = prepare(given.data, bundle.rule, splits=given.split)
     images = data.images(rows_of(given.part, data.examples.split))

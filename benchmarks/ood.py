@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--other", action="append", default=[], help="NAME=DATA")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    runtime.set_up()
+    runtime.enable_compilation_cache()
     made, rng = bundles.load(args.bundle), np.random.default_rng(0)
     data = prepare(args.data, made.rule, splits=args.splits)
     train, val = (np.flatnonzero(data.examples.split == name) for name in ("train", "val"))

@@ -84,5 +84,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.use_huge_pages()  # as launch.py does; PyTorch computes under the same conditions
-    runtime.set_up()
     main()

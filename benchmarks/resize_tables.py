@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--to", type=int, nargs="+", default=[96, 128], metavar="PIXELS")
     parser.add_argument("--images", type=int, default=400, metavar="N", help="drawn at random")
     given = parser.parse_args()
-    runtime.set_up()
+    runtime.enable_compilation_cache()
     print("\n".join(table(given)))
 
 

@@ -40,7 +40,7 @@ EQUAL = 40
 def main() -> None:
     """Prints the table line by line, and writes it as JSON."""
     args = arguments()
-    runtime.set_up()
+    runtime.enable_compilation_cache()
     bundle = with_appearance(bundles.load(args.bundle), args.data, args.splits)
     mix = WHITE if args.mix == "white" else dict.fromkeys(bundle.classes, EQUAL)
     if args.known:

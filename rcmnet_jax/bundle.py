@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ class Bundle:
     batch_stats: Tree
     provenance: Mapping[str, Any]
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    views: str = "one"  # of each image, as `evaluation.predict.respond` takes them
+    views: str = "one"  # of each image, as `evaluation.predict.begin` takes them
     possible: tuple[str, ...] = ()  # all that the images at hand can be, where that is known; empty: any of the classes
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
@@ -51,11 +50,14 @@ class Bundle:
 
     def responses(self, images: np.ndarray, placement: Placement) -> Responses:
         """Logits and pooled features of prepared images, uint8 (N, S, S, 3)."""
-        from rcmnet_jax.evaluation.predict import respond
+        return self._begin(images, placement)()
+
+    def _begin(self, images: np.ndarray, placement: Placement) -> Callable[[], Responses]:
+        from rcmnet_jax.evaluation.predict import begin
 
         if placement not in self._placed:
             self._placed[placement] = placement.put_copies((self.params, self.batch_stats))
-        return respond(self.network, *self._placed[placement], images, placement, self.views)
+        return begin(self.network, *self._placed[placement], images, placement, self.views)
 
     @functools.cached_property
     def _placed(self) -> dict[Placement, tuple[Tree, Tree]]:
@@ -64,24 +66,14 @@ class Bundle:
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
         """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
-        with ThreadPoolExecutor(1) as beside:  # what images look like is found while the devices compute
-            looks = beside.submit(self._looks, images)
-            found = self.responses(images, placement)
-        return self._told(found, looks.result())
+        return self.answers_of(images, self._begin(images, placement))
 
-    def answers_of(self, images: np.ndarray, found: Responses) -> Calibrated:
-        """The same of images whose responses are known."""
-        return self._told(found, self._looks(images))
-
-    def _looks(self, images: np.ndarray) -> np.ndarray | None:
-        """What novelty is judged by besides the responses; None where the bundle does not judge it."""
-        from rcmnet_jax.evaluation import novelty
-
-        return novelty.appearance(images) if "ood" in self.calibration else None
-
-    def _told(self, found: Responses, looks: np.ndarray | None) -> Calibrated:
+    def answers_of(self, images: np.ndarray, wait: Callable[[], Responses]) -> Calibrated:
+        """The same of images whose responses `wait` gives, which may be on their way."""
         from rcmnet_jax.evaluation import calibration, novelty
 
+        looks = novelty.appearance(images) if "ood" in self.calibration else None  # while the devices compute
+        found = wait()
         seen = None if looks is None else novelty.spaces(looks, found.embedding)
         logits = found.logits
         if self.possible:

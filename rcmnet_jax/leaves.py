@@ -78,7 +78,7 @@ def table_of(
     responses = bundle.responses(images, placement)
     if features_in is not None:
         features.leave(features_in, bundle, data.examples.path[rows], responses.embedding)
-    found = bundle.answers_of(images, responses)
+    found = bundle.answers_of(images, lambda: responses)
     table = as_table(data, rows, found.probabilities, split=split, seed=seed, fold=fold)
     return dataclasses.replace(table, abstain=found.abstain, ood=found.ood)
 

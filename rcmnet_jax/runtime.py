@@ -71,7 +71,11 @@ def _keep_freed_memory() -> None:
 
 
 def set_up() -> None:
-    """What a program does before it asks JAX for its devices: `compute_where_called` and `enable_compilation_cache`."""
+    """What a program that trains does before it asks JAX for its devices.
+
+    One that only predicts needs `enable_compilation_cache` alone: it has something to do while the network computes,
+    and its passes have no more images than memory is kept for.
+    """
     compute_where_called()
     enable_compilation_cache()
 

@@ -12,7 +12,7 @@ from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.apply import predict, table_of
 from rcmnet_jax.evaluation.calibration import abstain
-from rcmnet_jax.evaluation.predict import BATCH, _batch, forward, reestimate, respond
+from rcmnet_jax.evaluation.predict import BATCH, _batch, begin, forward, reestimate
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 from tests.bad_input.case import BUNDLE
@@ -53,7 +53,7 @@ def test_the_body_and_the_head_are_the_network(options, imported, images):
     made = [Network(ModelConfig(width=8, **options), classes=k, image_size=32, imported=imported) for k in (3, 5)]
     assert made[0].body == made[1].body
     params, stats = made[0].init(1)
-    found = respond(made[0], params, stats, images[:8], Placement.everywhere())
+    found = begin(made[0], params, stats, images[:8], Placement.everywhere())()
     shown = images[:8].astype(np.float32) / 255
     np.testing.assert_allclose(found.logits, made[0](params, stats, shown)[0], atol=1e-5)
     np.testing.assert_allclose(found.embedding, made[0].embed(params, stats, shown), atol=1e-5)
@@ -63,13 +63,13 @@ def test_the_body_and_the_head_are_the_network(options, imported, images):
 def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model, images, count):
     network, params, stats, placement = model
     some = images[:count]
-    found = respond(network, params, stats, some, placement, "dihedral")
+    found = begin(network, params, stats, some, placement, "dihedral")()
     turned = [np.rot90(some, k, (1, 2)) for k in range(4)]
-    each = [respond(network, params, stats, view, placement) for one in turned for view in (one, one[:, ::-1])]
+    each = [begin(network, params, stats, view, placement)() for one in turned for view in (one, one[:, ::-1])]
     for name in ("logits", "embedding"):
         wanted = np.mean([getattr(part, name) for part in each], axis=0, dtype=np.float64)
         np.testing.assert_allclose(getattr(found, name), wanted, atol=1e-5)
-    again = respond(network, params, stats, turned[1], placement, "dihedral")
+    again = begin(network, params, stats, turned[1], placement, "dihedral")()
     np.testing.assert_allclose(again.logits, found.logits, atol=1e-5)
     by_head = found.embedding @ params["fc"]["kernel"] + params["fc"]["bias"]
     np.testing.assert_allclose(found.logits, by_head, atol=1e-4)

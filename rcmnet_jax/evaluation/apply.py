@@ -49,7 +49,7 @@ def predict(
         raise UserError(f"--output={output}: is a folder. Name a CSV file.")
     if explain is not None:
         check_folder(explain)
-    runtime.set_up()
+    runtime.enable_compilation_cache()
     bundle, console = bundles.load(folder), Console()
     if classes:
         bundle = bundle.among(classes)

@@ -54,7 +54,7 @@ def forward(
     views: str = "one",
 ) -> np.ndarray:
     """One of the responses: "logits" (N, K) or "embedding" (N, C)."""
-    made: np.ndarray = getattr(respond(network, params, batch_stats, images, placement, views), output)
+    made: np.ndarray = getattr(begin(network, params, batch_stats, images, placement, views)(), output)
     return made
 
 
@@ -64,28 +64,31 @@ def dihedral(images: Any) -> tuple[Any, ...]:
     return (*flipped, *(view.swapaxes(1, 2) for view in flipped))
 
 
-def respond(
+def begin(
     network: Network,
     params: Tree,
     batch_stats: Tree,
     images: np.ndarray,
     placement: Placement,
     views: str = "one",
-) -> Responses:
-    """The responses to uint8 images (N, S, S, 3), as numpy arrays.
+) -> Callable[[], Responses]:
+    """Puts uint8 images (N, S, S, 3) to the devices, which compute while the caller goes on.
 
     With "dihedral" views each response is the mean over an image's eight. Of logits that is, up to a constant, the mean
     of log-probabilities: it goes with a temperature, whatever that is, and with the mean embedding, as the head is
     linear.
 
     Batches are padded to one shape; padded rows are cut off and, with running statistics, touch nothing.
+
+    Returns:
+      What waits for the responses and gives them as numpy arrays.
     """
     if views == "dihedral":
         seen = dihedral(images)
         # Of a few images the views are one batch, rather than eight of few images each.
         together = (np.concatenate(seen),) if len(seen) * len(images) <= BATCH else seen
-        every = [respond(network, params, batch_stats, batch, placement) for batch in together]
-        return _mean(every, len(seen), len(images))
+        every = [begin(network, params, batch_stats, batch, placement) for batch in together]
+        return lambda: _mean([wait() for wait in every], len(seen), len(images))
     size = _batch(len(images), images.shape[1], placement)
     # The head is a program of its own, so that networks that differ in their classes share the long one.
     embed, answer, (body, head) = (
@@ -103,7 +106,7 @@ def respond(
         parts.append(Responses(answer(head, pooled), pooled))
         if len(parts) > _AHEAD:
             parts[-_AHEAD].embedding.block_until_ready()
-    return _joined(parts, len(images))
+    return lambda: _joined(parts, len(images))
 
 
 def _batch(images: int, side: int, placement: Placement) -> int:

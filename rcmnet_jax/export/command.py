@@ -28,9 +28,9 @@ def export(folder: Path, form: str, output: Path) -> None:
       UserError: no sound bundle, a package that the form needs is missing, or `output` is there already.
       GuardError: what was written answers otherwise than the bundle, or this machine computes wrongly; nothing stays.
     """
-    runtime.set_up()
     console, bundle = Console(), bundles.load(folder)
     with whole_folder(output) as aside:
+        runtime.enable_compilation_cache()
         canary.check()
         images = check_images(bundle.rule.size)
         wanted = bundle.answers(images, Placement.everywhere()).probabilities
