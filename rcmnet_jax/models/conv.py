@@ -40,7 +40,8 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
         return (patches_conv if few else taps_conv)(x, kernel, stride, padding)
     # XLA's convolution reads x transposed for the kernel's gradient. Without the barrier XLA computes the norm and the
     # gates that x comes from once more for it, in that order, which crosses memory in strides.
-    return plain_conv(jax.lax.optimization_barrier(x), kernel, stride, padding)
+    x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+    return plain_conv(x, kernel, stride, padding)
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
