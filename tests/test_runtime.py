@@ -146,13 +146,26 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run(x).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(*[faults() for _ in range(4)])
+print(*[faults() for _ in range(12)])  # the first few take blocks before the last one is free
 """
     tunables = "glibc.malloc.hugetlb=0"  # pages of 4 kB, of which there are many
     again = {keep: python(code, RCMNET_KEEP_MALLOC=keep, GLIBC_TUNABLES=tunables) for keep in ("0", "1")}
     least = {keep: min(int(n) for n in done.stdout.split()[1:]) for keep, done in again.items()}
     assert least["0"] < 1000
     assert least["1"] > 10 * least["0"]
+
+
+def test_a_run_is_set_up_before_jax_is_asked_for_its_devices(tmp_path):
+    code = """
+import jax
+from rcmnet_jax import experiment
+from jax._src import xla_bridge
+def everywhere():
+    raise SystemExit(f"{jax.config.read('jax_cpu_enable_async_dispatch')} {xla_bridge.backends_are_initialized()}")
+experiment.Placement.everywhere = everywhere
+experiment.run(None, None)
+"""
+    assert python(code, XDG_CACHE_HOME=str(tmp_path)).stderr.split()[-2:] == ["False", "False"]
 
 
 ASKED_FOR = "import os, sys\nfrom rcmnet_jax import runtime\nruntime.use_huge_pages()\n"
