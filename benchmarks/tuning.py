@@ -54,7 +54,7 @@ def main() -> None:
     words.add_argument("--output", type=Path, help="JSON")
     chosen = words.parse_args()
     runtime.set_up()
-    import jax
+    from rcmnet_jax.training.step import make_train_step
 
     def last() -> Contender:
         """The step of runs, or inference."""
@@ -63,7 +63,7 @@ def main() -> None:
         return made
 
     before = last()
-    jax.clear_caches()  # type: ignore[no-untyped-call]  # of traces that know the old values
+    make_train_step.cache_clear()  # or the second would be the first's program
     for text in chosen.change:
         change(text)
     pair = [before, last()]

@@ -11,6 +11,7 @@ from jax import Array
 
 from rcmnet_jax.models.plain import plain_conv, plain_max_pool
 from rcmnet_jax.models.reduce import on_cpu
+from rcmnet_jax.models.turned import turned_conv
 from rcmnet_jax.models.winograd import winograd_conv
 
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
@@ -41,7 +42,7 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
     # XLA's convolution reads x transposed for the kernel's gradient. Without the barrier XLA computes the norm and the
     # gates that x comes from once more for it, in that order, which crosses memory in strides.
     x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
-    return plain_conv(x, kernel, stride, padding)
+    return turned_conv(x, kernel, stride, padding)
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
+def plain_conv(x: Array, kernel: Array, stride: int, padding: int, layout: str = "NHWC") -> Array:
+    """Cross-correlation of x (B, H, W, C_in) with kernel (h, w, C_in, C_out), zero padding on all sides.
 
-def plain_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Cross-correlation of x (B, H, W, C_in) with kernel (h, w, C_in, C_out), zero padding on all sides."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT)
+    `layout` is the order of x's axes, where it is another; the result (B, H', W', C_out) has the usual one.
+    """
+    axes = (layout, "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=axes)
 
 
 def plain_max_pool(x: Array) -> Array:

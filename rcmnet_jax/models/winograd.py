@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from numpy.polynomial import polynomial
 
-from rcmnet_jax.models.plain import plain_conv
+from rcmnet_jax.models.turned import kernel_gradient
 
 _TAPS = 3
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity
@@ -65,8 +65,7 @@ def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, 
     x, kernel = saved
     dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
     if min(kernel.shape[2:]) < WIDE:
-        (dkernel,) = jax.linear_transpose(lambda kernel: plain_conv(x, kernel, 1, 1), kernel)(dy)
-        return dx, dkernel
+        return dx, kernel_gradient(x, dy, kernel, 1, 1)
     tiles, outer = _in_parts(lambda x, dy: (_input_tiles(x, tile), _output_transposed(dy, tile)), x, dy)
     products = jnp.stack([v.T @ m for v, m in zip(tiles, outer, strict=True)])
     return dx, _filters_transposed(products, tile)
