@@ -39,8 +39,8 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
     if _is_small(x.shape, kernel.shape, stride, padding):
         few = x.shape[0] * prod(_output(x.shape, kernel.shape, stride, padding)) <= _FEW
         return (patches_conv if few else taps_conv)(x, kernel, stride, padding)
-    # XLA's convolution reads x transposed for the kernel's gradient. Without the barrier XLA computes the norm and the
-    # gates that x comes from once more for it, in that order, which crosses memory in strides.
+    # Without the barrier XLA computes the norm and the gates that x comes from once more for what reads it in another
+    # order. It does not keep fusion from doing so for the kernel's gradient: turned_conv does.
     x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
     return turned_conv(x, kernel, stride, padding)
 
