@@ -19,6 +19,7 @@ from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.predict import forward, reestimate
 from rcmnet_jax.models import Network
+from rcmnet_jax.training import heads
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.loop import Stage, Surroundings, train
@@ -152,7 +153,8 @@ def fit(job: Job) -> Trained:
     store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.around.console.warn)
     try:
         state = train(*prepared(job), store, run.around, keeper.look if keeper else None)
-        trained = Trained(jax.device_get(state.ema_params), jax.device_get(state.ema_batch_stats), job.steps, store)
+        params = heads.narrow(jax.device_get(state.ema_params), job.network)
+        trained = Trained(params, jax.device_get(state.ema_batch_stats), job.steps, store)
         if keeper and job.choose:
             trained = keeper.best(trained)
         if isinstance(job.stage, TargetConfig) and job.stage.batch_norm == "reestimate" and trained.batch_stats:
@@ -187,10 +189,13 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
         anchor=_anchor(job),
         save_every=config.checkpoint,
     )
-    state = placement.put_copies(states.create(*job.start, make_optimizer(job.network, compiled)))
+    network, (params, batch_stats) = heads.wide(job.network), job.start
+    optimizer = make_optimizer(network, compiled)
+    state = placement.put_copies(states.create(heads.widen(params, job.network), batch_stats, optimizer))
     sampling = job.stage.sampling if isinstance(job.stage, TargetConfig) else "uniform"
-    step = make_train_step(job.network, compiled, placement)
-    loader = job.pixels.loader(job.rows, stage.seed, sampling, job.soft)
+    step = make_train_step(network, compiled, placement)
+    soft = None if job.soft is None else heads.pad(job.soft, network.classes)
+    loader = job.pixels.loader(job.rows, stage.seed, sampling, soft)
     size, until = job.growing
     if until:
         loader = GrowingLoader(loader, size, until)
@@ -202,7 +207,7 @@ def _anchor(job: Job) -> optimizers.Anchor | None:
     pull = job.stage.pull
     if not (pull and job.transferred):
         return None
-    start = job.start[0]
+    start = heads.widen(job.start[0], job.network)
     strength = optimizers.map_with_names(lambda path: np.float32(pull * (path in job.transferred)), start)
     anchor: optimizers.Anchor = job.pixels.run.placement.put_copies(optimizers.Anchor(start, strength))
     return anchor
@@ -233,14 +238,15 @@ class _BestEpoch:
 
     def look(self, step: int, state: TrainState) -> None:
         job, run = self._job, self._job.pixels.run
+        params, batch_stats = heads.narrow(state.ema_params, job.network), state.ema_batch_stats
         if self._store is not None and self._best < 0:
-            found = self._store.restore(_named(state.ema_params, state.ema_batch_stats))
+            found = self._store.restore(_named(params, batch_stats))
             self._best = found[2]["score"] if found else -1.0
         small, until = job.growing
         grown = step > until  # weights that have seen small images alone are right one time in six on large ones
         network, fit = at_size(job.network, job.network.image_size if grown else (small, small))
         images = self._images if grown else self._shrunk
-        logits = forward(network, fit(state.ema_params), state.ema_batch_stats, images, run.placement)
+        logits = forward(network, fit(params), batch_stats, images, run.placement)
         right = logits.argmax(-1) == self._labels
         recalls = [right[self._labels == k].mean() for k in np.unique(self._labels)]
         score = float(np.mean(recalls))
@@ -250,7 +256,7 @@ class _BestEpoch:
         run.around.console.say(f"{job.name}: step {step}, {len(right)} images watched: top-1 {right.mean():.4f}")
         if self._store is not None and score > self._best:
             self._best = score
-            self._store.save(step, _named(state.ema_params, state.ema_batch_stats), {"score": score})
+            self._store.save(step, _named(params, batch_stats), {"score": score})
             self._store.wait()
 
     @cached_property

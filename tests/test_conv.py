@@ -9,7 +9,7 @@ import pytest
 
 from rcmnet_jax.models import conv as forms
 from rcmnet_jax.models import reduce, turned, winograd
-from rcmnet_jax.models.norm import layer_norm
+from rcmnet_jax.models.norm import batch_norm, layer_norm
 from rcmnet_jax.models.winograd import winograd_conv
 
 
@@ -132,6 +132,21 @@ def test_a_bias_and_a_layers_norm_equal_their_definitions():
     narrow = layer_norm(x.astype(jnp.bfloat16), scale, bias)
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_allclose(narrow.astype(jnp.float32), plain(x, scale, bias), atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 24), (1, 1, 2, 3), (6, 8)])
+def test_normalising_by_the_batch_equals_its_definition(shape):
+    x, scale, bias = 3 + draw(*shape), 1 + draw(shape[-1], seed=2), draw(shape[-1], seed=3)
+
+    def plain(x, scale, bias):
+        axes = tuple(range(x.ndim - 1))
+        mean, var = x.mean(axes), x.var(axes)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    alike(lambda *args: batch_norm(*args)[0], plain, x, scale, bias)
+    axes = tuple(range(x.ndim - 1))
+    for ours, theirs in zip(batch_norm(x, scale, bias)[1:], (x.mean(axes), x.var(axes)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_equal_maxima_share_the_gradient():

@@ -99,6 +99,18 @@ def test_a_sweep_removes_damaged_entries_only_and_looks_at_each_once(tmp_path):
     assert (tmp_path / "a-cache").read_bytes() == whole
 
 
+def test_a_sweep_keeps_the_newest_two_gibibytes(tmp_path):
+    for age, name in enumerate(("new-cache", "old-cache", "oldest-cache")):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(3 << 28)  # holes: three such files are 2.25 GiB and take no room
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    os.utime(tmp_path / "old-cache")  # used again
+    (tmp_path / ".swept").touch()
+    os.utime(tmp_path / ".swept", (1 << 32, 1 << 32))  # none is looked into
+    assert runtime.sweep_compilation_cache(tmp_path) == ["oldest-cache"]
+    assert {file.name for file in tmp_path.glob("*-cache")} == {"new-cache", "old-cache"}
+
+
 @pytest.fixture
 def no_cache():
     """JAX as it is before anything in this process has set a cache."""
@@ -115,6 +127,17 @@ def test_a_cache_that_is_not_the_users_own_folder_is_not_used(tmp_path, caplog, 
         assert runtime.enable_compilation_cache(tmp_path) is None
     assert "not a folder of yours" in caplog.text
     assert not jax.config.jax_compilation_cache_dir
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_each_model_of_processor_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    folders = []
+    for model in (("one", "avx2"), ("one", "avx2 avx512f"), ("another", "avx2"), ("one", "avx2")):
+        monkeypatch.setattr(runtime, "cpu_model", lambda model=model: model)
+        folders.append(runtime.enable_compilation_cache(tmp_path))
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert len(set(folders)) == 3
+    assert folders[0] == folders[3]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")

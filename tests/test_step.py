@@ -98,6 +98,17 @@ def test_while_the_head_trains_alone_no_bit_of_the_body_moves():
     assert np.abs(advance(recipe)[0][-1].params["body"]["kernel"] - 1).max() > 1e-4
 
 
+def test_the_state_that_a_step_is_given_is_donated_and_its_batch_and_anchor_are_not():
+    start, batch = MODEL.init()[0], batches().batch(0)
+    anchor = PLACEMENT.put_copies(optimizers.Anchor(start, jax.tree.map(lambda _: np.float32(0.5), start)))
+    recipe = Recipe(OptimizerConfig(), PLAIN)
+    state = fresh(recipe)
+    controls = Controls.on_host(0.1, True, np.ones(CLASSES), 1)._replace(anchor=anchor)
+    made, _ = make_train_step(MODEL, recipe, PLACEMENT)(state, batch, controls)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((made, batch, anchor)) if isinstance(leaf, jax.Array))
+
+
 def test_weight_decay_gathers_no_momentum_in_a_body_that_is_held():
     seen, _ = advance(Recipe(OptimizerConfig(weight_decay=0.1), PLAIN), steps=5, body=False)
     flat, _ = jax.tree_util.tree_flatten_with_path(seen[-1].opt_state)

@@ -83,6 +83,19 @@ def test_a_pull_acts_on_what_was_transferred_and_its_anchor_is_the_same_again(be
     assert stages.prepared(job_of(here, pixels, data, arm="scratch"))[0].anchor is None
 
 
+def test_folds_and_arms_share_one_compiled_step(begin, caplog):
+    here, pixels, data = begin(optimizer={"ema_decay": 0.75})  # that no other test compiles
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for arm, fold in (("transfer", 0), ("transfer", 1), ("scratch", 0)):
+            name, rows = f"{arm}/seed_0/fold_{fold}", data.folds[0][fold].train
+            job = jobs.make_job(here, pixels, name, arm, rows, None, here.config.target)
+            stage, state, step, loader = stages.prepared(job)
+            for k in range(2):
+                state, _ = step(state, loader.batch(k), Controls.on_host(0.1, True, stage.class_weights, stage.seed))
+    compiled = [line for line in caplog.messages if "train_step" in line and "Finished XLA compilation" in line]
+    assert len(compiled) == 1
+
+
 @pytest.mark.slow
 def test_labels_of_the_reported_fold_cannot_change_the_choice_and_those_of_the_inner_split_can(begin, monkeypatch):
     monkeypatch.setitem(RECIPES, "untrained", Recipe(epochs=0))

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from rcmnet_jax.models.plain import plain_conv
 
-LARGEST = 2**24  # bytes of images up to which it is faster to turn them first
+LARGEST = 2**26  # bytes of images up to which it is faster to turn them first
 _PARTS = 8  # in which images are turned, at most
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+Classes = jax.Array | int  # () int32
+_NEVER = -1e9  # finite: times a target of 0 it is 0
+
 
 class Targets(NamedTuple):
     """The labels of a global batch, and what else the loss takes as the truth."""
@@ -25,21 +28,35 @@ class Targets(NamedTuple):
         return self.labels if self.own is None else jnp.where(self.own < 0.5, self.before().labels, self.labels)
 
 
-def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Cross-entropy (B,) of logits (B, K) against labels (B,) mixed with the uniform (Szegedy et al. 2016)."""
+def among(logits: jax.Array, classes: Classes) -> jax.Array:
+    """Logits (B, K) with the columns behind the first `classes` so low that their probabilities are 0."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, _NEVER)
+
+
+def smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float, classes: Classes | None = None
+) -> jax.Array:
+    """Cross-entropy (B,) of logits (B, K) against labels (B,) mixed with the uniform (Szegedy et al. 2016).
+
+    The uniform is over the first `classes` of the K, if given; the rest are as `among` leaves them.
+    """
     log_p = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    return -(1 - smoothing) * chosen - smoothing * log_p.mean(-1)
+    classes = logits.shape[-1] if classes is None else classes
+    mean = jnp.where(jnp.arange(logits.shape[-1]) < classes, log_p, 0).sum(-1) / classes
+    return -(1 - smoothing) * chosen - smoothing * mean
 
 
-def weighted_losses(logits: jax.Array, targets: Targets, weights: jax.Array, smoothing: float) -> jax.Array:
-    """Losses (B,) of logits (B, K), each label's part times its class's weight, of (K,)."""
-    losses = smoothed_cross_entropy(logits, targets.labels, smoothing)
+def weighted_losses(
+    logits: jax.Array, targets: Targets, weights: jax.Array, smoothing: float, classes: Classes
+) -> jax.Array:
+    """Losses (B,) of logits (B, K), each label's part times its class's weight, of (K,); `classes` as above."""
+    losses = smoothed_cross_entropy(logits, targets.labels, smoothing, classes)
     if targets.soft is not None:
         losses = (1 - targets.soft.sum(-1)) * losses - (targets.soft * jax.nn.log_softmax(logits)).sum(-1)
     losses = losses * weights[targets.labels]
     if targets.own is not None:
         losses = targets.own * losses + (1 - targets.own) * weighted_losses(
-            logits, targets.before(), weights, smoothing
+            logits, targets.before(), weights, smoothing, classes
         )
     return losses

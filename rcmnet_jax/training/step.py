@@ -16,9 +16,10 @@ from rcmnet_jax.config import AugmentConfig, OptimizerConfig
 from rcmnet_jax.data.augment import augment, mixing
 from rcmnet_jax.data.loader import Batch
 from rcmnet_jax.models import Network
+from rcmnet_jax.training import heads
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.freeze import learning_rate_factors
-from rcmnet_jax.training.loss import Targets, weighted_losses
+from rcmnet_jax.training.loss import Targets, among, weighted_losses
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
@@ -31,15 +32,18 @@ class Controls(NamedTuple):
 
     learning_rate: jax.Array  # () float32
     body: jax.Array  # () float32, 0 while the head trains alone, else 1
-    class_weights: jax.Array  # (K,) float32
+    class_weights: jax.Array  # (K',) float32, zeros behind the classes
+    classes: jax.Array  # () int32, of the head's columns those that are in use, as `heads` has it
     seed: jax.Array  # () uint32, of the augmentation
     anchor: optimizers.Anchor | None = None  # what weights are pulled to, not donated
 
     @classmethod
     def on_host(cls, learning_rate: float, body: bool, class_weights: np.ndarray, seed: int) -> Controls:
         """Controls as numpy values, which several processes may all hand to one program."""
-        values = (np.float32(learning_rate), np.float32(body), np.asarray(class_weights, np.float32), np.uint32(seed))
-        return cls(*cast("tuple[jax.Array, jax.Array, jax.Array, jax.Array]", values))
+        classes = len(class_weights)
+        weights = heads.pad(np.asarray(class_weights, np.float32), heads.width(classes))
+        values = (np.float32(learning_rate), np.float32(body), weights, np.int32(classes), np.uint32(seed))
+        return cls(*cast("tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]", values))
 
 
 class Metrics(NamedTuple):
@@ -100,7 +104,9 @@ def train_step(
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
         train = not recipe.frozen_statistics
         logits, stats = shown(fit(params), state.batch_stats, images, train=train, dtype=dtype)
-        losses = weighted_losses(logits, targets, controls.class_weights, config.label_smoothing)
+        logits = among(logits, controls.classes)
+        weights, smoothing = controls.class_weights, config.label_smoothing
+        losses = weighted_losses(logits, targets, weights, smoothing, controls.classes)
         return losses.mean(), (logits, stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
