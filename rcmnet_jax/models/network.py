@@ -62,7 +62,12 @@ class Network:
     @functools.cached_property
     def body(self) -> Network:
         """The network with no head of its own, whose pooled features are this one's: compiled once for all heads."""
-        return Network(self.config, classes=2, image_size=self.image_size, imported=self.imported)
+        return self.like(classes=2)
+
+    def like(self, *, classes: int = 0, image_size: tuple[int, int] | None = None) -> Network:
+        """The same network for another number of classes or another image size, where given."""
+        size = image_size or self.image_size
+        return Network(self.config, classes=classes or self.classes, image_size=size, imported=self.imported)
 
     def split_head(self, params: Params) -> tuple[Params, Params]:
         """The parameters of the body, and those of the head, which `with_blank_head` and `logits_of_pooled` take."""

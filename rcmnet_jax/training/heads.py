@@ -6,6 +6,7 @@ Columns beyond a network's classes are zeros, take no part in the loss, and stay
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,9 +27,7 @@ def width(classes: int) -> int:
 def wide(network: Network) -> Network:
     """The network as it is trained: with a head of `width`."""
     classes = width(network.classes)
-    if classes == network.classes:
-        return network
-    return Network(network.config, classes=classes, image_size=network.image_size, imported=network.imported)
+    return network if classes == network.classes else network.like(classes=classes)
 
 
 def pad(values: Any, size: int) -> np.ndarray:
@@ -48,7 +47,7 @@ def narrow(params: Tree, network: Network) -> Tree:
     return _changed(params, network, lambda leaf: leaf[..., : network.classes])
 
 
-def _changed(params: Tree, network: Network, change: Any) -> Tree:
+def _changed(params: Tree, network: Network, change: Callable[[Any], Any]) -> Tree:
     name = network.head[0]
     if width(network.classes) == network.classes:
         return params

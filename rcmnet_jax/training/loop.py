@@ -124,13 +124,11 @@ class _Controls:
 
     def __init__(self, stage: Stage):
         self._stage = stage
-        self._weights = np.asarray(stage.class_weights, np.float32)
-        self._seed = stage.seed % 2**32
+        made = Controls.on_host(0.0, True, stage.class_weights, stage.seed % 2**32)
+        self._lasting = made._replace(anchor=stage.anchor)
 
     def __call__(self, step: int) -> Controls:
-        rate = float(self._stage.learning_rates[step])
-        made = Controls.on_host(rate, step >= self._stage.head_steps, self._weights, self._seed)
-        return made._replace(anchor=self._stage.anchor)
+        return self._lasting.at(float(self._stage.learning_rates[step]), step >= self._stage.head_steps)
 
 
 class _Meter:

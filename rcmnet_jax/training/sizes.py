@@ -30,7 +30,7 @@ def at_size(network: Network, size: tuple[int, int]) -> tuple[Network, Fit]:
 
 @functools.lru_cache(maxsize=16)
 def _at_size(network: Network, size: tuple[int, int]) -> tuple[Network, Fit]:
-    other = Network(network.config, classes=network.classes, image_size=size, imported=network.imported)
+    other = network.like(image_size=size)
     wanted = other.abstract()[0]
 
     def fit(params: Tree) -> Tree:

@@ -45,6 +45,11 @@ class Controls(NamedTuple):
         values = (np.float32(learning_rate), np.float32(body), weights, np.int32(classes), np.uint32(seed))
         return cls(*cast("tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]", values))
 
+    def at(self, learning_rate: float, body: bool) -> Controls:
+        """The same at another learning rate, with the body held or not; on the host as well."""
+        rate, moves = cast("tuple[jax.Array, jax.Array]", (np.float32(learning_rate), np.float32(body)))
+        return self._replace(learning_rate=rate, body=moves)
+
 
 class Metrics(NamedTuple):
     """Sums over the global batch, so that they add over steps; divide by `examples`."""
