@@ -1,7 +1,7 @@
 """Is a step faster with another value of a constant that chooses forms? Both in one process, a step of each in turn.
 
     python -m benchmarks.tuning winograd.WIDE=64 --size 128 --steps 40
-    python -m benchmarks.tuning conv._LARGER=2**31 --what infer --batch 64
+    python -m benchmarks.tuning conv._LARGE=2**31 --what infer --batch 64
 
 Constants are those of rcmnet_jax.models. On a machine whose speed drifts by a tenth within minutes, turns of seconds
 tell apart what differs by a tenth at best; neighbouring steps tell apart a hundredth.

@@ -18,8 +18,7 @@ _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
 _FEW = 16  # pixels of all outputs together up to which one product of patches is faster still: it reads the kernel once
 _NARROW, _SOME = 4, 2**17  # pairs of channels up to which, and multiply-adds from which, a band is faster
-# Multiply-adds from which tiles of 2x2 and of 4x4 are worth the time to compile them.
-_LARGE, _LARGER = 2**28, 5 * 2**27
+_LARGE = 2**26  # multiply-adds from which Winograd's form is worth the time to compile it
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
@@ -102,14 +101,16 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     if (stride, padding, kernel.shape[:2]) != (1, 1, (3, 3)) or x.dtype.itemsize < 4:
         return 0
     few, many = min(kernel.shape[2:]), max(kernel.shape[2:])
-    work, pixels = prod(x.shape[:3]) * prod(kernel.shape), prod(x.shape[:3])
+    pixels = prod(x.shape[:3])
+    if pixels * prod(kernel.shape) < _LARGE:
+        return 0
 
     def fits(side: int) -> bool:
         return x.shape[1] % side == x.shape[2] % side == 0
 
-    if fits(4) and few >= 64 and pixels >= 16 * many and work >= _LARGER:
+    if fits(4) and few >= 64 and pixels >= 16 * many:
         return 4
-    return 2 if fits(2) and few >= 128 and pixels >= many and work >= _LARGE else 0
+    return 2 if fits(2) and few >= 128 and pixels >= many else 0
 
 
 def _output(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> tuple[int, int]:

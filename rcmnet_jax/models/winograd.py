@@ -11,20 +11,19 @@ gradient for the images is the same map with the kernel turned round, and that f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from numpy.polynomial import polynomial
 
 from rcmnet_jax.models.turned import kernel_gradient
 
 _TAPS = 3
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity
-CACHED = 2**21  # bytes of images whose tiles are made at once: each place reads them anew, from a cache and not memory
-WIDE = 128  # channels from which the kernel's gradient gains too: products of fewer are too small
+WIDE = 64  # channels from which the kernel's gradient gains too: products of fewer are too small
 
 Tiles = list[Array]  # of (N, C): place (i, j) of all N tiles, row by row
 
@@ -52,8 +51,7 @@ def winograd_conv(x: Array, kernel: Array, tile: int) -> Array:
     tile is 4 or 2: pixels along a side of what is computed at once. Best divides H and W, or the last are computed in
     vain and cut off, which takes longer still.
     """
-    (tiles,) = _in_parts(lambda x: (_input_tiles(x, tile),), x)
-    products = [v @ u for v, u in zip(tiles, _filters(kernel, tile), strict=True)]
+    products = [v @ u for v, u in zip(_input_tiles(x, tile), _filters(kernel, tile), strict=True)]
     return _output(products, (*x.shape[:3], kernel.shape[3]), tile)
 
 
@@ -66,22 +64,12 @@ def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, 
     dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
     if min(kernel.shape[2:]) < WIDE:
         return dx, kernel_gradient(x, dy, kernel, 1, 1)
-    tiles, outer = _in_parts(lambda x, dy: (_input_tiles(x, tile), _output_transposed(dy, tile)), x, dy)
-    products = jnp.stack([v.T @ m for v, m in zip(tiles, outer, strict=True)])
+    pairs = zip(_input_tiles(x, tile), _output_transposed(dy, tile), strict=True)
+    products = jnp.stack([v.T @ m for v, m in pairs])
     return dx, _filters_transposed(products, tile)
 
 
 winograd_conv.defvjp(_forward, _backward)
-
-
-def _in_parts(make: Callable[..., tuple[Tiles, ...]], *images: Array) -> tuple[Tiles, ...]:
-    """What `make` gives for images (B, H, W, C), as many at a time as divide the batch and fit into `CACHED`."""
-    batch, size = len(images[0]), sum(x[0].size * x.dtype.itemsize for x in images)
-    few = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * size <= CACHED))
-    if few == batch or jax.device_count() > 1:  # a loop over a batch that devices share would gather it
-        return make(*images)
-    parts = lax.map(lambda each: make(*each), tuple(x.reshape(-1, few, *x.shape[1:]) for x in images))
-    return tuple([v.reshape(-1, v.shape[-1]) for v in tiles] for tiles in parts)
 
 
 def _grid(shape: tuple[int, ...], tile: int) -> tuple[int, int]:
@@ -102,13 +90,21 @@ def _filters_transposed(filters: Array, tile: int) -> Array:
 
 
 def _input_tiles(x: Array, tile: int) -> Tiles:
-    """B^T d B. Tiles overlap by two pixels."""
+    """B^T d B. Tiles overlap by two pixels: row k of a tile is row k - 1 of its output, before the first and after."""
     batch, height, width, channels = x.shape
     rows, columns = _grid(x.shape, tile)
-    edges = ((0, 0), (1, tile * (rows + 1) - 1 - height), (1, tile * (columns + 1) - 1 - width), (0, 0))
-    x = jnp.pad(x, edges).reshape(batch, rows + 1, tile, columns + 1, tile, channels)
-    rows_of = [x[:, k // tile : k // tile + rows, k % tile] for k in range(tile + 2)]
-    return _places(_maps(tile)[2], rows_of, lambda y, k: y[:, :, k // tile : k // tile + columns, k % tile])
+    x = _materialised(x)
+    x = jnp.pad(x, ((0, 0), (0, tile * rows - height), (0, 0), (0, 0))).reshape(batch, rows, tile, width, channels)
+    before = jnp.pad(x[:, :-1, -1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    after = jnp.pad(x[:, 1:, 0], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    lines = [before, *(x[:, :, k] for k in range(tile)), after]
+    edges = ((0, 0), (0, 0), (1, tile * (columns + 1) - 1 - width), (0, 0))
+
+    def columns_of(line: Array) -> list[Array]:
+        line = _materialised(jnp.pad(line, edges)).reshape(batch, rows, columns + 1, tile, channels)
+        return [line[:, :, k // tile : k // tile + columns, k % tile] for k in range(tile + 2)]
+
+    return _places(_maps(tile)[2], [columns_of(_weighted(down, lines)) for down in _maps(tile)[2]])
 
 
 def _output(tiles: Tiles, shape: tuple[int, ...], tile: int) -> Array:
@@ -130,18 +126,19 @@ def _output_transposed(dy: Array, tile: int) -> Tiles:
     batch, height, width, channels = dy.shape
     rows, columns = _grid(dy.shape, tile)
     edges = ((0, 0), (0, tile * rows - height), (0, tile * columns - width), (0, 0))
-    dy = jnp.pad(dy, edges).reshape(batch, rows, tile, columns, tile, channels)
-    return _places(_maps(tile)[0], [dy[:, :, k] for k in range(tile)], lambda y, k: y[:, :, :, k])
+    dy = jnp.pad(_materialised(dy), edges).reshape(batch, rows, tile, columns, tile, channels)
+    lines = [_materialised(_weighted(down, [dy[:, :, k] for k in range(tile)])) for down in _maps(tile)[0]]
+    return _places(_maps(tile)[0], [[line[:, :, :, k] for k in range(tile)] for line in lines])
 
 
-def _places(weights: np.ndarray, rows: Sequence[Array], column: Callable[[Array, int], Array]) -> Tiles:
-    """W r W^T of all tiles, whose pixels in row k are in rows[k] and there in column l at `column(_, l)`."""
-    tiles = []
-    for down in weights:
-        row = _weighted(down, rows)
-        columns = [column(row, k) for k in range(len(rows))]
-        tiles += [_weighted(right, columns).reshape(-1, row.shape[-1]) for right in weights]
-    return tiles
+def _places(weights: np.ndarray, lines: Sequence[Sequence[Array]]) -> Tiles:
+    """W r of all tiles along the columns of each line, which are W r along the rows already."""
+    return [_weighted(right, columns).reshape(-1, columns[0].shape[-1]) for columns in lines for right in weights]
+
+
+def _materialised(x: Array) -> Array:
+    """x, computed once and written to memory: what reads it several times would compute it anew in each."""
+    return jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _weighted(weights: np.ndarray, terms: Sequence[Array]) -> Array:
