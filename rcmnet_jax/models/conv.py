@@ -16,8 +16,10 @@ from rcmnet_jax.models.winograd import winograd_conv
 
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
+_TAPS = 64  # pixels of all outputs together up to which XLA's own convolution is as fast, unless the kernel is larger
 _FEW = 16  # pixels of all outputs together up to which one product of patches is faster still: it reads the kernel once
 _NARROW, _SOME = 4, 2**17  # pairs of channels up to which, and multiply-adds from which, a band is faster
+_ODD = 7  # pixels a side from which tiles of 2x2 pay even if the last ones are half empty
 _LARGE = 2**26  # multiply-adds from which Winograd's form is worth the time to compile it
 
 
@@ -88,7 +90,7 @@ def _is_small(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padd
     150-200, and takes longer than the rest of the network together.
     """
     output = prod(_output(image, kernel, stride, padding))
-    wide = output <= _SMALL_OUTPUT and min(kernel[2:]) >= _WIDE
+    wide = output <= _SMALL_OUTPUT and min(kernel[2:]) >= _WIDE and image[0] * output > _TAPS
     return (wide or prod(kernel[:2]) > output) and output * prod(kernel) * image[0] > _SMALL
 
 
@@ -108,9 +110,9 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     def fits(side: int) -> bool:
         return x.shape[1] % side == x.shape[2] % side == 0
 
-    if fits(4) and few >= 64 and pixels >= 16 * many:
+    if fits(4) and few >= 64 and pixels >= 8 * many:
         return 4
-    return 2 if fits(2) and few >= 128 and pixels >= many else 0
+    return 2 if (fits(2) or min(x.shape[1:3]) >= _ODD) and few >= 128 and pixels >= many else 0
 
 
 def _output(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> tuple[int, int]:
