@@ -57,6 +57,14 @@ def test_small_images_with_many_channels_are_given_to_taps(side, stride):
     alike(ours, lambda x, w: forms.plain_conv(x, w, stride, 1), x, w)
 
 
+@pytest.mark.parametrize(("images", "side", "products"), [(1, 4, 1), (2, 4, 0), (5, 4, 9), (1, 7, 0), (2, 7, 9)])
+def test_a_few_dozen_pixels_are_left_to_xla(images, side, products):
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((images, side, side, 128), (3, 3, 128, 256)))
+    made = str(jax.make_jaxpr(lambda x, w: forms.conv(x, w, padding=1))(x, w))
+    assert made.count("dot_general[") == products
+    assert ("conv_general_dilated" in made) is (products == 0)
+
+
 @pytest.mark.parametrize(("side", "stride"), [(2, 1), (4, 1), (4, 2), (8, 2)])
 def test_the_patches_of_one_small_image_are_one_product(side, stride):
     x, w = draw(1, side, side, 128), draw(3, 3, 128, 256, seed=2)
@@ -205,7 +213,8 @@ def test_winograds_form_rounds_a_few_times_as_much_as_xlas(tile, times, monkeypa
         ((32, 14, 14, 256), 256, 2),  # four do not divide 14
         ((32, 8, 8, 128), 128, 4),
         ((32, 4, 4, 256), 256, 2),  # too few tiles of four for so many channels
-        ((32, 7, 7, 512), 512, 0),
+        ((32, 7, 7, 512), 512, 2),  # the last row and column of tiles are half empty
+        ((32, 5, 5, 512), 512, 0),
         ((1, 56, 56, 64), 64, 4),
         ((1, 32, 32, 64), 64, 0),  # too little to compile for
         ((32, 2, 2, 512), 512, 0),

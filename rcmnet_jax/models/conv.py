@@ -16,8 +16,9 @@ from rcmnet_jax.models.winograd import winograd_conv
 
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster
-_TAPS = 64  # pixels of all outputs together up to which XLA's own convolution is as fast, unless the kernel is larger
-_FEW = 16  # pixels of all outputs together up to which one product of patches is faster still: it reads the kernel once
+# Pixels of all outputs together up to which one product of patches is faster still, since it reads the kernel once, and
+# of which there must be more for a product a tap.
+_FEW, _TAPS = 16, 64
 _NARROW, _SOME = 4, 2**17  # pairs of channels up to which, and multiply-adds from which, a band is faster
 _ODD = 7  # pixels a side from which tiles of 2x2 pay even if the last ones are half empty
 _LARGE = 2**26  # multiply-adds from which Winograd's form is worth the time to compile it
@@ -90,7 +91,7 @@ def _is_small(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padd
     150-200, and takes longer than the rest of the network together.
     """
     output = prod(_output(image, kernel, stride, padding))
-    wide = output <= _SMALL_OUTPUT and min(kernel[2:]) >= _WIDE and image[0] * output > _TAPS
+    wide = output <= _SMALL_OUTPUT and min(kernel[2:]) >= _WIDE and not _FEW < image[0] * output <= _TAPS
     return (wide or prod(kernel[:2]) > output) and output * prod(kernel) * image[0] > _SMALL
 
 
