@@ -16,9 +16,7 @@ from rcmnet_jax.training.sharding import Placement
 Tree = Any
 BATCH = 64  # images a forward pass, at most: larger gains nothing on CPU, and a set of more has one compiled shape
 _HANDFUL = 8  # so many, or one, are not padded to a full batch, which would take 20 times as long
-_PIXELS = (
-    2**18
-)  # of a forward pass on CPU: with more, layers' values take 32 MB, which the C library takes anew each time
+_PIXELS = 2**20  # of a forward pass on CPU: 64 images of 128 px, 16 of 224
 _AHEAD = 8  # batches that may wait for a device, so that their images do not fill the memory
 
 
