@@ -27,7 +27,7 @@ from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 STEPS = 5
 HEAVY = re.compile(r"(aten::)?((mkldnn_)?conv(?!ert)|dot|(add|b)?mm$)")  # convolutions and products
-REST = "convolutions and products, in the pool"
+REST = "convolutions and products, in the pool"  # HEAVY matches it too
 
 Spent = dict[str, tuple[float, int]]  # milliseconds and calls a step
 

@@ -1,6 +1,6 @@
 """Is a step faster with another value of a constant that chooses forms? Both in one process, a step of each in turn.
 
-    python -m benchmarks.tuning winograd.WIDE=64 --size 128 --steps 40
+    python -m benchmarks.tuning 'turned.LARGEST=2**24' --size 224 --steps 16
     python -m benchmarks.tuning conv._LARGE=2**31 --what infer --batch 64
 
 Constants are those of rcmnet_jax.models. On a machine whose speed drifts by a tenth within minutes, turns of seconds

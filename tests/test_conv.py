@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmnet_jax.models import conv as forms
-from rcmnet_jax.models import reduce, turned, winograd
+from rcmnet_jax.models import reduce, turned
 from rcmnet_jax.models.norm import batch_norm, layer_norm
 from rcmnet_jax.models.winograd import winograd_conv
 
@@ -180,16 +180,13 @@ def test_sums_of_float64_and_maxima_of_prime_sides_are_exact_to_rounding():
 
 @pytest.mark.parametrize("tile", [2, 4])
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 6), (3, 8)])
-@pytest.mark.parametrize("wide", [False, True])
-def test_winograds_form_equals_the_convolution(size, tile, wide, monkeypatch):
-    monkeypatch.setattr(winograd, "WIDE", 1 if wide else 64)  # the kernel's gradient by tiles, and by XLA
+def test_winograds_form_equals_the_convolution(size, tile):
     x, w = draw(3, *size, 5), draw(3, 3, 5, 6, seed=2)
     alike(lambda x, w: winograd_conv(x, w, tile), lambda x, w: forms.plain_conv(x, w, 1, 1), x, w)
 
 
 @pytest.mark.parametrize(("tile", "times"), [(2, 2), (4, 6)])
-def test_winograds_form_rounds_a_few_times_as_much_as_xlas(tile, times, monkeypatch):
-    monkeypatch.setattr(winograd, "WIDE", 1)
+def test_winograds_form_rounds_a_few_times_as_much_as_xlas(tile, times):
     x, w, dy = draw(8, 16, 16, 128), draw(3, 3, 128, 128, seed=2), draw(8, 16, 16, 128, seed=3)
 
     def all_of(form, *args):

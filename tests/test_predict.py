@@ -111,7 +111,7 @@ def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path):
     ("backend", "side", "images", "most"),
     [("cpu", 64, 100, 64), ("cpu", 128, 100, 64), ("cpu", 224, 100, 16), ("cpu", 224, 1, 1), ("gpu", 224, 100, 64)],
 )
-def test_a_pass_has_as_many_images_as_memory_is_kept_for(monkeypatch, backend, side, images, most):
+def test_a_pass_on_cpu_has_fewer_images_the_larger_they_are(monkeypatch, backend, side, images, most):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     placement = Placement.everywhere()
     assert _batch(images, side, placement) == -(-most // placement.devices) * placement.devices

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rcmnet_jax.models.plain import plain_conv, plain_max_pool
+from rcmnet_jax.models.plain import materialised, plain_conv, plain_max_pool
 from rcmnet_jax.models.reduce import on_cpu
 from rcmnet_jax.models.turned import turned_conv
 from rcmnet_jax.models.winograd import winograd_conv
@@ -43,8 +43,7 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array
         return (patches_conv if few else taps_conv)(x, kernel, stride, padding)
     # Without the barrier XLA computes the norm and the gates that x comes from once more for what reads it in another
     # order. It does not keep fusion from doing so for the kernel's gradient: turned_conv does.
-    x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
-    return turned_conv(x, kernel, stride, padding)
+    return turned_conv(materialised(x), kernel, stride, padding)
 
 
 def pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:

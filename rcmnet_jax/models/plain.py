@@ -19,3 +19,8 @@ def plain_max_pool(x: Array) -> Array:
     """Maximum over 3x3 windows at stride 2 with padding 1, (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C)."""
     y: Array = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
     return y
+
+
+def materialised(x: Array) -> Array:
+    """x, computed once and written to memory: what reads it several times would compute it anew in each."""
+    return lax.optimization_barrier(x)  # type: ignore[no-untyped-call, no-any-return]

@@ -5,7 +5,7 @@ F(4x4, 3x3) and F(2x2, 3x3) of Winograd, as in Lavin & Gray 2015 (arXiv 1509.093
 matrix product over all tiles. A, G and B come from points and infinity by Toom and Cook's construction: 0, +-1 for
 tiles of 2x2. For 4x4, with 0, +-sqrt(1/2), +-sqrt(2), the rounding is three to five times that of XLA's own
 convolution, where the usual 0, +-1, +-2 have ten (why points matter: Barabasz et al. 2020, arXiv 1803.10986). The
-gradient for the images is the same map with the kernel turned round, and that for a wide kernel the transposed one.
+gradient for the images is the same map with the kernel turned round, and that for the kernel the transposed one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import numpy as np
 from jax import Array
 from numpy.polynomial import polynomial
 
-from rcmnet_jax.models.turned import kernel_gradient
+from rcmnet_jax.models.plain import materialised
 
 _TAPS = 3
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity
-WIDE = 64  # channels from which the kernel's gradient gains too: products of fewer are too small
 
 Tiles = list[Array]  # of (N, C): place (i, j) of all N tiles, row by row
 
@@ -48,8 +47,8 @@ def _maps(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def winograd_conv(x: Array, kernel: Array, tile: int) -> Array:
     """x (B, H, W, C_in) with kernel (3, 3, C_in, C_out), stride 1 and zero padding 1, -> (B, H, W, C_out).
 
-    tile is 4 or 2: pixels along a side of what is computed at once. Best divides H and W, or the last are computed in
-    vain and cut off, which takes longer still.
+    tile is 4 or 2: pixels along a side of what is computed at once. Where it does not divide H
+    and W, the last are computed in vain and cut off.
     """
     products = [v @ u for v, u in zip(_input_tiles(x, tile), _filters(kernel, tile), strict=True)]
     return _output(products, (*x.shape[:3], kernel.shape[3]), tile)
@@ -62,8 +61,6 @@ def _forward(x: Array, kernel: Array, tile: int) -> tuple[Array, tuple[Array, Ar
 def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
-    if min(kernel.shape[2:]) < WIDE:
-        return dx, kernel_gradient(x, dy, kernel, 1, 1)
     pairs = zip(_input_tiles(x, tile), _output_transposed(dy, tile), strict=True)
     products = jnp.stack([v.T @ m for v, m in pairs])
     return dx, _filters_transposed(products, tile)
@@ -93,7 +90,7 @@ def _input_tiles(x: Array, tile: int) -> Tiles:
     """B^T d B. Tiles overlap by two pixels: row k of a tile is row k - 1 of its output, before the first and after."""
     batch, height, width, channels = x.shape
     rows, columns = _grid(x.shape, tile)
-    x = _materialised(x)
+    x = materialised(x)
     x = jnp.pad(x, ((0, 0), (0, tile * rows - height), (0, 0), (0, 0))).reshape(batch, rows, tile, width, channels)
     before = jnp.pad(x[:, :-1, -1], ((0, 0), (1, 0), (0, 0), (0, 0)))
     after = jnp.pad(x[:, 1:, 0], ((0, 0), (0, 1), (0, 0), (0, 0)))
@@ -101,7 +98,7 @@ def _input_tiles(x: Array, tile: int) -> Tiles:
     edges = ((0, 0), (0, 0), (1, tile * (columns + 1) - 1 - width), (0, 0))
 
     def columns_of(line: Array) -> list[Array]:
-        line = _materialised(jnp.pad(line, edges)).reshape(batch, rows, columns + 1, tile, channels)
+        line = materialised(jnp.pad(line, edges)).reshape(batch, rows, columns + 1, tile, channels)
         return [line[:, :, k // tile : k // tile + columns, k % tile] for k in range(tile + 2)]
 
     return _places(_maps(tile)[2], [columns_of(_weighted(down, lines)) for down in _maps(tile)[2]])
@@ -126,19 +123,14 @@ def _output_transposed(dy: Array, tile: int) -> Tiles:
     batch, height, width, channels = dy.shape
     rows, columns = _grid(dy.shape, tile)
     edges = ((0, 0), (0, tile * rows - height), (0, tile * columns - width), (0, 0))
-    dy = jnp.pad(_materialised(dy), edges).reshape(batch, rows, tile, columns, tile, channels)
-    lines = [_materialised(_weighted(down, [dy[:, :, k] for k in range(tile)])) for down in _maps(tile)[0]]
+    dy = jnp.pad(materialised(dy), edges).reshape(batch, rows, tile, columns, tile, channels)
+    lines = [materialised(_weighted(down, [dy[:, :, k] for k in range(tile)])) for down in _maps(tile)[0]]
     return _places(_maps(tile)[0], [[line[:, :, :, k] for k in range(tile)] for line in lines])
 
 
 def _places(weights: np.ndarray, lines: Sequence[Sequence[Array]]) -> Tiles:
     """W r of all tiles along the columns of each line, which are W r along the rows already."""
     return [_weighted(right, columns).reshape(-1, columns[0].shape[-1]) for columns in lines for right in weights]
-
-
-def _materialised(x: Array) -> Array:
-    """x, computed once and written to memory: what reads it several times would compute it anew in each."""
-    return jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _weighted(weights: np.ndarray, terms: Sequence[Array]) -> Array:
