@@ -37,6 +37,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (lambda v: v >= 32, "at least 32 pixels: the network halves it five times"),
     "*.image_size": (lambda v: v == 0 or v >= 32, "0 (as image_size) or at least 32 pixels"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
+    "steps_per_dispatch": (lambda v: 0 <= v <= 64, "0 (as the backend likes it) or from 1 to 64"),
     "seed": (lambda v: 0 <= v < 2**31, "in [0, 2^31)"),
     "*.epochs": (lambda v: v > 0, "above 0"),
     "*.optimizer.learning_rate": (lambda v: v > 0, "above 0"),

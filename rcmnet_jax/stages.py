@@ -23,6 +23,7 @@ from rcmnet_jax.training import heads
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.loop import Stage, Surroundings, train
+from rcmnet_jax.training.several import several
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
@@ -172,6 +173,8 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
     run, compiled = job.pixels.run, recipe(job)
     config, placement = run.config, run.placement
     labels = job.pixels.data.examples.label[job.rows]
+    network, (params, batch_stats) = heads.wide(job.network), job.start
+    size, until = job.growing
     stage = Stage(
         name=job.name,
         steps=job.steps,
@@ -188,15 +191,15 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
         steps_per_epoch=len(job.rows) / config.batch_size,
         anchor=_anchor(job),
         save_every=config.checkpoint,
+        several=several(network, compiled, placement, config.steps_per_dispatch),
+        larger_from=until,
     )
-    network, (params, batch_stats) = heads.wide(job.network), job.start
     optimizer = make_optimizer(network, compiled)
     state = placement.put_copies(states.create(heads.widen(params, job.network), batch_stats, optimizer))
     sampling = job.stage.sampling if isinstance(job.stage, TargetConfig) else "uniform"
     step = make_train_step(network, compiled, placement)
     soft = None if job.soft is None else heads.pad(job.soft, network.classes)
     loader = job.pixels.loader(job.rows, stage.seed, sampling, soft)
-    size, until = job.growing
     if until:
         loader = GrowingLoader(loader, size, until)
     return stage, state, step, loader

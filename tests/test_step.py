@@ -11,63 +11,16 @@ import optax
 import pytest
 
 from rcmnet_jax.checkpoint.store import Store
-from rcmnet_jax.config import AugmentConfig, CheckpointConfig, OptimizerConfig
-from rcmnet_jax.console import Console
+from rcmnet_jax.config import CheckpointConfig, OptimizerConfig
 from rcmnet_jax.data.augment import mixing
-from rcmnet_jax.data.loader import ResidentLoader
 from rcmnet_jax.errors import GuardError, Interrupted
 from rcmnet_jax.training import loop
 from rcmnet_jax.training import optimizer as optimizers
-from rcmnet_jax.training import state as states
 from rcmnet_jax.training.loss import smoothed_cross_entropy
 from rcmnet_jax.training.records import Records, read_rows
-from rcmnet_jax.training.sharding import Placement
-from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
+from rcmnet_jax.training.step import Controls, Recipe, make_train_step
 from rcmnet_jax.training.stop import StopRequest
-
-SIZE, CLASSES, BATCH, N = 4, 3, 8, 24
-
-
-class Linear:
-    """A model with the interface that the step uses: a body that scales, a head that classifies."""
-
-    head = ("fc",)
-    image_size = (SIZE, SIZE)
-
-    def __call__(self, params, batch_stats, images, *, train=False, dtype=jnp.float32):
-        x = (images * params["body"]["kernel"]).reshape(len(images), -1).astype(dtype)
-        stats = {"mean": 0.9 * batch_stats["mean"] + 0.1 * x.mean()} if train else batch_stats
-        return x @ params["fc"]["kernel"] + params["fc"]["bias"], stats
-
-    def init(self):
-        rng = np.random.default_rng(0)
-        kernel = rng.normal(size=(SIZE * SIZE * 3, CLASSES), scale=0.1).astype(np.float32)
-        body = {"kernel": np.ones(3, np.float32)}
-        return {"body": body, "fc": {"kernel": kernel, "bias": np.zeros(CLASSES, np.float32)}}, {"mean": np.float32(0)}
-
-    def decays(self, path):
-        return path[-1] == "kernel"
-
-    def depth(self, path):
-        return 0 if path[0] == "fc" else 2
-
-
-PLAIN = AugmentConfig(dihedral=False, scale=0, shift=0, brightness=0, contrast=0, saturation=0, stain=0)
-MODEL = Linear()
-PLACEMENT = Placement.everywhere()
-
-
-def fresh(recipe):
-    return PLACEMENT.put_copies(states.create(*MODEL.init(), make_optimizer(MODEL, recipe)))
-
-
-def batches(seed=3):
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
-    labels = rng.integers(0, CLASSES, N)
-    return ResidentLoader(
-        PLACEMENT.put_copies(images), labels, np.arange(N), batch_size=BATCH, seed=seed, placing=PLACEMENT
-    )
+from tests.linear import BATCH, CLASSES, MODEL, PLACEMENT, PLAIN, batches, fresh, stage, surroundings
 
 
 def advance(recipe, steps=3, body=True, weights=(1, 1, 1)):
@@ -198,14 +151,8 @@ def test_class_weights_scale_each_examples_loss():
 
 @pytest.fixture
 def around(tmp_path):
-    records = Records(tmp_path)
-    yield loop.Surroundings(records, Console(active=False), StopRequest())
-    records.close()
-
-
-def stage(steps=6, **changes):
-    made = loop.Stage("linear", steps, BATCH, np.full(steps, 0.1, np.float32), np.ones(CLASSES, np.float32), seed=1)
-    return dataclasses.replace(made, steps_per_epoch=N / BATCH, **changes)
+    with surroundings(tmp_path) as made:
+        yield made
 
 
 RECIPE = Recipe(OptimizerConfig(), PLAIN)

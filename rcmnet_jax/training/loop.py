@@ -17,6 +17,7 @@ from rcmnet_jax.data.loader import Loader
 from rcmnet_jax.errors import GuardError, Interrupted
 from rcmnet_jax.training.optimizer import Anchor
 from rcmnet_jax.training.records import Records
+from rcmnet_jax.training.several import Several, hops
 from rcmnet_jax.training.state import TrainState, from_tree, to_tree
 from rcmnet_jax.training.step import Controls, Metrics, StepFn
 from rcmnet_jax.training.stop import StopRequest
@@ -36,6 +37,8 @@ class Stage:
     steps_per_epoch: float = 1.0
     anchor: Anchor | None = None  # on the devices, from the same source whenever the stage goes on
     save_every: CheckpointConfig = field(default_factory=CheckpointConfig)
+    several: Several | None = None  # steps that one program takes together; None: each has its own call
+    larger_from: int = 0  # the step from which images are larger than before
 
 
 @dataclass
@@ -72,31 +75,41 @@ def train(
     start = int(state.step)
     meter = _Meter(stage, around, start)
     controls = _Controls(stage)
-    pending: tuple[int, Metrics] | None = None
+    pending: tuple[range, Metrics] | None = None
     saved, saved_at = start, time.monotonic()
     with around.console.progress(stage.name, stage.steps, start) as bar:
-        for step in range(start, stage.steps):
-            state, metrics = step_fn(state, loader.batch(step), controls(step))
+        for hop in hops(start, _ends(stage), stage.several.count if stage.several else 1):
+            done = hop.stop
+            state, metrics = _dispatch(stage, state, step_fn, loader, controls, hop)
             if pending is not None:
                 meter.read(*pending)  # a step late: reading the newest would make the device wait
-                bar.update(pending[0], meter.summary())
-            pending = (step + 1, metrics)
-            stopping, due = around.stop.agree(step + 1, _due(stage.save_every, step + 1, saved_at))
-            if at_epoch is not None and _ends_epoch(step + 1, stage):
-                at_epoch(step + 1, state)  # before any save or stop there: a resumed run will not come by again
-            if stopping or (due and step + 1 < stage.steps):
+                bar.update(pending[0].stop, meter.summary())
+            pending = (hop, metrics)
+            stopping, due = around.stop.agree(hop, _due(stage.save_every, done, saved_at))
+            if at_epoch is not None and _ends_epoch(done, stage):
+                at_epoch(done, state)  # before any save or stop there: a resumed run will not come by again
+            if stopping or (due and done < stage.steps):
                 meter.read(*pending)  # no state is saved before its step is known to be sound
                 pending = None
-                saved, saved_at = step + 1, _save(store, stage, step + 1, state, around)
+                saved, saved_at = done, _save(store, stage, done, state, around)
             if stopping:
                 store.wait()
-                raise Interrupted(f"{stage.name}: stopped after step {step + 1}, which is saved; run again to go on.")
+                raise Interrupted(f"{stage.name}: stopped after step {done}, which is saved; run again to go on.")
         if pending is not None:
             meter.read(*pending)
-            bar.update(pending[0], meter.summary())
+            bar.update(stage.steps, meter.summary())
     if saved < stage.steps:
         _save(store, stage, stage.steps, state, around)
     return state
+
+
+def _dispatch(
+    stage: Stage, state: TrainState, step_fn: StepFn, loader: Loader, controls: _Controls, hop: range
+) -> tuple[TrainState, Metrics]:
+    """The steps of a hop, in one program where there are several."""
+    if len(hop) > 1 and stage.several is not None:
+        return stage.several.run(state, tuple(loader.batch(step) for step in hop), controls.over(hop))
+    return step_fn(state, loader.batch(hop.start), controls(hop.start))
 
 
 def _save(store: Store, stage: Stage, step: int, state: TrainState, around: Surroundings) -> float:
@@ -108,9 +121,21 @@ def _save(store: Store, stage: Stage, step: int, state: TrainState, around: Surr
     return now
 
 
+def _ends(stage: Stage) -> list[int]:
+    """After how many steps a hop must be over: epochs' ends, saves by step, before larger images, the last."""
+
+    def ends(step: int) -> bool:
+        return _ends_epoch(step, stage) or _due_by_step(stage.save_every, step) or step == stage.larger_from
+
+    return [step for step in range(1, stage.steps + 1) if ends(step)]
+
+
 def _due(config: CheckpointConfig, step: int, saved_at: float) -> bool:
-    by_step = bool(config.every_steps) and step % config.every_steps == 0
-    return by_step or time.monotonic() - saved_at >= config.every_seconds
+    return _due_by_step(config, step) or time.monotonic() - saved_at >= config.every_seconds
+
+
+def _due_by_step(config: CheckpointConfig, step: int) -> bool:
+    return bool(config.every_steps) and step % config.every_steps == 0
 
 
 def _ends_epoch(step: int, stage: Stage) -> bool:
@@ -130,6 +155,11 @@ class _Controls:
     def __call__(self, step: int) -> Controls:
         return self._lasting.at(float(self._stage.learning_rates[step]), step >= self._stage.head_steps)
 
+    def over(self, hop: range) -> Controls:
+        """Those of several steps, as `Several.run` takes them."""
+        rates = self._stage.learning_rates[hop.start : hop.stop]
+        return self._lasting.at(rates, np.asarray(hop) >= self._stage.head_steps)
+
 
 class _Meter:
     """Adds metrics up and writes their means about 200 times a stage."""
@@ -142,8 +172,12 @@ class _Meter:
         self._last = {"loss": math.nan, "accuracy": math.nan}
         self._clock, self._clock_step = time.monotonic(), start
 
-    def read(self, step: int, metrics: Metrics) -> None:
-        values = jax.device_get(metrics)
+    def read(self, hop: range, metrics: Metrics) -> None:
+        rows = zip(*(np.atleast_1d(values) for values in jax.device_get(metrics)), strict=True)
+        for step, row in zip(hop, rows, strict=True):
+            self._add(step + 1, Metrics(*row))
+
+    def _add(self, step: int, values: Metrics) -> None:
         if not bool(values.finite):
             raise GuardError(
                 f"{self._stage.name}: the loss, gradient or update of step {step} is not finite (loss "

@@ -45,8 +45,8 @@ class Controls(NamedTuple):
         values = (np.float32(learning_rate), np.float32(body), weights, np.int32(classes), np.uint32(seed))
         return cls(*cast("tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]", values))
 
-    def at(self, learning_rate: float, body: bool) -> Controls:
-        """The same at another learning rate, with the body held or not; on the host as well."""
+    def at(self, learning_rate: float | np.ndarray, body: bool | np.ndarray) -> Controls:
+        """The same at another rate, with the body held or not, on the host as well; arrays: of several steps."""
         rate, moves = cast("tuple[jax.Array, jax.Array]", (np.float32(learning_rate), np.float32(body)))
         return self._replace(learning_rate=rate, body=moves)
 

@@ -29,18 +29,18 @@ class StopRequest:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
-    def agree(self, step: int, due: bool) -> tuple[bool, bool]:
-        """Whether to stop, and whether to save, after a step: the same answer in all processes.
+    def agree(self, hop: range, due: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save, after the steps of a hop: the same answer in all processes.
 
-        A save is a joint act, and hosts' clocks and signals differ. So several processes ask one another at every 16th
-        step, for an exchange a step would cost more than the step; a stop asked of any of them stops all, and the
+        A save is a joint act, and hosts' clocks and signals differ. So several processes ask one another once in 16
+        steps, for an exchange a step would cost more than the step; a stop asked of any of them stops all, and the
         first one's clock says when to save.
         """
         import jax
 
         if jax.process_count() == 1:
             return self.signal is not None, due
-        if step % _EXCHANGE:
+        if hop.stop // _EXCHANGE == hop.start // _EXCHANGE:
             return False, False
         stops, saves = _gather(self.signal is not None, due)
         return bool(stops.any()), bool(saves[0])
