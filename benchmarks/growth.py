@@ -84,7 +84,7 @@ def steps(size: int = 64, classes: int = 8) -> float:
 
     runtime.set_up()  # here, since it imports JAX, whose memory is none of the other aspects'
     step.CLASSES = classes
-    one = step.ours("rcmnet", size, 32, "train")[0]
+    one = step.ours(step.Work(size=size))[0]
     one.run(3)
     times = []
     for _ in range(9):

@@ -6,6 +6,11 @@ Ours twice: `step` has what the PyTorch contenders have (forward, backward, SGD 
 runs` is the step as training compiles it, with augmentation, averages of the weights and checks besides. PyTorch's
 twin (tests/reference/twin.py) runs channels_last, eager and compiled, with the fused optimiser. `--plain` adds the step
 of a run in XLA's own forms of convolution, pooling, norms and gates: what it was before there were others.
+
+    python -m benchmarks.step --size 224 --batch 512 --precision bfloat16 --together 8      on an accelerator
+
+`--together` adds steps of a run, several a dispatch. PyTorch computes on a GPU where it finds one, under autocast in
+bfloat16. The share of the machine's product counts 3 forward passes a step, 2 operations a multiply-add.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contest import Contender, alone, options, publish, ratio, roofline, turns
@@ -23,13 +29,41 @@ RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
 OURS = {"train": ["ours, step", "ours, in runs"], "infer": ["ours"]}
 THEIRS = ["PyTorch, eager", "PyTorch, compiled"]
 PLAIN = ", plain"  # what the names of ours in XLA's own forms end with
+TOGETHER = "ours, in runs, together"
 
 
-def contender(name: str, model: str, size: int, batch: int, what: str) -> Contender:
-    """The contender of a name in OURS or THEIRS; one of OURS may end with PLAIN."""
+@dataclass(frozen=True)
+class Work:
+    """What all contenders compute."""
+
+    model: str = "rcmnet"
+    size: int = 64  # pixels
+    batch: int = 32
+    what: str = "train"  # train | infer
+    precision: str = "float32"  # float32 | bfloat16
+    together: int = 1  # steps a dispatch of the contender TOGETHER
+
+    @property
+    def arguments(self) -> list[str]:
+        """As this program's command line has it."""
+        return [word for key, value in dataclasses.asdict(self).items() for word in (f"--{key}", str(value))]
+
+    @property
+    def gflop(self) -> float:
+        """Of an image, in a step or a forward pass: a step counts as three of these."""
+        from rcmnet_jax.config import ModelConfig
+        from rcmnet_jax.models import Network
+        from rcmnet_jax.models.registry import forward_flops
+
+        network = Network(ModelConfig(name=self.model), classes=CLASSES, image_size=self.size)
+        return forward_flops(network) / 1e9 * (3 if self.what == "train" else 1)
+
+
+def contender(name: str, work: Work) -> Contender:
+    """The contender of a name in OURS or THEIRS, or TOGETHER; one of OURS may end with PLAIN."""
     if name in THEIRS:
-        return theirs(model, size, batch, what, name == THEIRS[1])
-    found = next(one for one in ours(model, size, batch, what) if one.name == name.removesuffix(PLAIN))
+        return theirs(work, name == THEIRS[1])
+    found = next(one for one in ours(work) if one.name == name.removesuffix(PLAIN))
     return plain(found) if name.endswith(PLAIN) else found
 
 
@@ -44,8 +78,8 @@ def plain(one: Contender) -> Contender:
     return Contender(one.name + PLAIN, run, one.images)
 
 
-def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
-    """JAX: inference, or the bare step and the step of a run."""
+def ours(work: Work) -> list[Contender]:
+    """JAX: inference, or the bare step, the step of a run and, where asked, several of them a dispatch."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -56,17 +90,20 @@ def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
     from rcmnet_jax.data.loader import Batch
     from rcmnet_jax.models import Network
     from rcmnet_jax.training import state as states
+    from rcmnet_jax.training.several import several
     from rcmnet_jax.training.sharding import Placement
     from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
 
-    network = Network(ModelConfig(name=model), classes=CLASSES, image_size=size)
+    batch, size = work.batch, work.size
+    dtype = jnp.dtype(work.precision)
+    network = Network(ModelConfig(name=work.model), classes=CLASSES, image_size=size)
     params, stats = network.init(0)
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (batch, size, size, 3), np.uint8)
     images, labels = jnp.asarray(pixels / 255, jnp.float32), jnp.asarray(random.integers(0, CLASSES, batch))
 
-    if what == "infer":
-        forward = jax.jit(lambda p, s, x: network(p, s, x)[0])
+    if work.what == "infer":
+        forward = jax.jit(lambda p, s, x: network(p, s, x, dtype=dtype)[0])
 
         def infer(n: int) -> None:
             for _ in range(n):
@@ -80,7 +117,7 @@ def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
         params, stats, opt = carry
 
         def loss(params: Any) -> Any:
-            logits, new = network(params, stats, images, train=True)
+            logits, new = network(params, stats, images, train=True, dtype=dtype)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
 
         (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -96,7 +133,7 @@ def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
         jax.block_until_ready((held[0], value))
 
     placement = Placement.everywhere()
-    recipe = Recipe(dataclasses.replace(OptimizerConfig(), name="sgd"), AugmentConfig())
+    recipe = Recipe(OptimizerConfig(name="sgd", precision=work.precision), AugmentConfig())
     full = make_train_step(network, recipe, placement)
     state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
     put = placement.put_batch
@@ -108,11 +145,21 @@ def ours(model: str, size: int, batch: int, what: str) -> list[Contender]:
             state[0], metrics = full(state[0], one, controls)
         jax.block_until_ready((state[0], metrics))
 
-    return [Contender("ours, step", bare, batch), Contender("ours, in runs", in_runs, batch)]
+    made = [Contender("ours, step", bare, batch), Contender("ours, in runs", in_runs, batch)]
+    if program := several(network, recipe, placement, work.together):
+        given = controls.at(np.full(program.count, RATE, np.float32), np.ones(program.count, bool))
+
+        def together(n: int) -> None:
+            for _ in range(n):
+                state[0], metrics = program.run(state[0], (one,) * program.count, given)
+            jax.block_until_ready((state[0], metrics))
+
+        made.append(Contender(TOGETHER, together, batch * program.count))
+    return made
 
 
-def theirs(model: str, size: int, batch: int, what: str, compiled: bool) -> Contender:
-    """PyTorch's twin, channels_last."""
+def theirs(work: Work, compiled: bool) -> Contender:
+    """PyTorch's twin, channels_last, on the GPU where there is one."""
     import torch
     from torch import nn
 
@@ -121,34 +168,47 @@ def theirs(model: str, size: int, batch: int, what: str, compiled: bool) -> Cont
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     twin.MHSA = quick_attention(twin.MHSA)
-    entry = MODELS[model]
-    net = twin.Twin(entry.body, entry.cbam, entry.mhsa, classes=CLASSES, size=(size, size))
-    net = net.to(memory_format=torch.channels_last)
-    images = torch.rand(batch, 3, size, size).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (batch,))
-    net.train(what == "train")
+    entry, size = MODELS[work.model], (work.size, work.size)
+    net = twin.Twin(entry.body, entry.cbam, entry.mhsa, classes=CLASSES, size=size)
+    net = net.to(device, memory_format=torch.channels_last)
+    images = torch.rand(work.batch, 3, *size, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (work.batch,), device=device)
+    net.train(work.what == "train")
     called = torch.compile(net) if compiled else net
     name = f"PyTorch, {'compiled' if compiled else 'eager'}"
 
-    if what == "infer":
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=work.precision == "bfloat16")
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    if work.what == "infer":
 
         def infer(n: int) -> None:
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast():
                 for _ in range(n):
                     called(images)
+                    wait()
 
-        return Contender(name, infer, batch)
+        return Contender(name, infer, work.batch)
 
     rule = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True, fused=True)
 
     def train(n: int) -> None:
         for _ in range(n):
             rule.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(called(images), labels).backward()
+            with autocast():
+                loss = nn.functional.cross_entropy(called(images), labels)
+            loss.backward()
             rule.step()
+        wait()
 
-    return Contender(name, train, batch)
+    return Contender(name, train, work.batch)
 
 
 def quick_attention(slow: Any) -> Any:
@@ -172,35 +232,40 @@ def quick_attention(slow: Any) -> Any:
 def main() -> None:
     words = options(__doc__, seconds=2.0)
     words.add_argument("--model", default="rcmnet")
-    words.add_argument("--what", choices=("train", "infer"), default="train")
+    words.add_argument("--what", choices=tuple(OURS), default="train")
+    words.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    words.add_argument("--together", type=int, default=1, help="add steps of a run, so many a dispatch")
     words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     words.add_argument("--plain", action="store_true", help="add ours in XLA's own forms")
     words.add_argument("--alone", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)
     chosen = words.parse_args()
+    work = Work(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Work)})
     if chosen.alone:
         name, seconds = chosen.alone
         runtime.set_up()
-        alone(contender(name, chosen.model, chosen.size, chosen.batch, chosen.what), float(seconds))
+        alone(contender(name, work), float(seconds))
         return
-    limits = roofline()
-    asked = {"model": chosen.model, "what": chosen.what, "size": chosen.size, "batch": chosen.batch}
-    arguments = [word for key, value in asked.items() for word in (f"--{key}", str(value))]
-    names = [n for n in OURS[chosen.what] + THEIRS if not (chosen.no_compile and n == THEIRS[1])]
-    names += [OURS[chosen.what][-1] + PLAIN] * chosen.plain
-    results = turns("benchmarks.step", arguments, names, rounds=chosen.rounds, seconds=chosen.seconds)
+    limits = roofline(work.precision)
+    names = [n for n in OURS[work.what] + THEIRS if not (chosen.no_compile and n == THEIRS[1])]
+    names += [OURS[work.what][-1] + PLAIN] * chosen.plain + [TOGETHER] * (work.what == "train" and work.together > 1)
+    results = turns("benchmarks.step", work.arguments, names, rounds=chosen.rounds, seconds=chosen.seconds)
     best = max((r for r in results if r.name.startswith("PyTorch")), key=lambda r: r.median)
+    shares = {r.name: r.median * work.gflop / limits["product_xla_gflops"] for r in results}
     rows = []
     for result in results:
         value, low, high = ratio(result, best)
-        rows.append([result.name, f"{result.median:.1f} ± {result.spread:.1f}", f"{value:.2f} ({low:.2f}-{high:.2f})"])
-    title = f"{chosen.model}, {chosen.size} px, batch {chosen.batch}, {chosen.what}: images/s, ratio to PyTorch's best"
+        rates = f"{result.median:.1f} ± {result.spread:.1f}", f"{value:.2f} ({low:.2f}-{high:.2f})"
+        rows.append([result.name, *rates, f"{shares[result.name]:.0%}"])
+    kind = f"{work.what}, {work.precision}"
+    title = f"{work.model}, {work.size} px, batch {work.batch}, {kind}: images/s, ratio to PyTorch's best"
     facts = {
         "results": {r.name: r.rates for r in results},
         "ratios": {r.name: ratio(r, best) for r in results},
         "roofline": limits,
+        "shares": shares,
         "arguments": {k: str(v) for k, v in vars(chosen).items() if k != "alone"},
     }
-    publish(title, ["", "images/s", "ratio"], rows, facts, chosen.output)
+    publish(title, ["", "images/s", "ratio", "of XLA's product"], rows, facts, chosen.output)
     print("limits of this machine:", ", ".join(f"{name} {value}" for name, value in limits.items()))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import Contender, publish
-from benchmarks.step import OURS, THEIRS, contender
+from benchmarks.step import OURS, THEIRS, Work, contender
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 STEPS = 5
@@ -99,7 +99,7 @@ def main() -> None:
     words.add_argument("--top", type=int, default=15)
     words.add_argument("--output", type=Path, help="JSON")
     chosen = words.parse_args()
-    one = contender(chosen.contender, chosen.model, chosen.size, chosen.batch, "train")
+    one = contender(chosen.contender, Work(chosen.model, chosen.size, chosen.batch))
     one.run(3)
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     one.run(STEPS)
