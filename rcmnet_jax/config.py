@@ -67,6 +67,7 @@ class AugmentConfig:
     dihedral: bool = True  # the 8 flips and quarter turns: a smear has no up
     scale: float = 0.15  # zoom drawn from exp(U(-scale, scale))
     shift: float = 0.08  # translation, as a fraction of the side
+    rotate: float = 0.0  # degrees: turned by U(-rotate, rotate); with `dihedral` 45 reaches every angle
     brightness: float = 0.1  # factor drawn from 1 +- brightness
     contrast: float = 0.1
     saturation: float = 0.1

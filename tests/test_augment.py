@@ -71,6 +71,34 @@ def test_shift_and_zoom_equal_bilinear_sampling_with_repeated_edges(images):
             np.testing.assert_allclose(made[i, :, :, channel], wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", ["edge", "reflect"])
+def test_turns_equal_bilinear_sampling_of_turned_coordinates(images, padding):
+    from scipy.ndimage import map_coordinates
+
+    config = dataclasses.replace(OFF, dihedral=True, scale=0.3, shift=0.2, rotate=60.0, padding=padding)
+    made, positions, seen = views(images, config), split_position(np.arange(len(images))), []
+    base, mode = jax.random.key(np.uint32(1)), {"edge": "nearest", "reflect": "grid-mirror"}[padding]
+    for i in range(8):
+        key = jax.random.fold_in(jax.random.fold_in(base, positions[i, 0]), positions[i, 1])
+        draw = np.asarray(jax.random.uniform(key, (16,)), np.float64)
+        image = images[i].swapaxes(0, 1) / 255.0 if draw[0] < 0.5 else images[i] / 255.0
+        zoom, shift, flip = np.exp((2 * draw[1] - 1) * 0.3), (2 * draw[2:4] - 1) * 0.2, np.where(draw[4:6] < 0.5, -1, 1)
+        angle = np.deg2rad((2 * draw[6] - 1) * 60)
+        seen.append(angle)
+        away = np.stack(np.meshgrid(*[(np.arange(12) + 0.5) / 12 - 0.5] * 2, indexing="ij"))
+        away = flip[:, None, None] * (away - shift[:, None, None]) / zoom
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        where = (np.einsum("ab,bij->aij", turn, away) + 0.5) * 12 - 0.5
+        for channel in range(3):
+            wanted = map_coordinates(image[..., channel], where, order=1, mode=mode)
+            np.testing.assert_allclose(made[i, :, :, channel], wanted, atol=1e-4)
+    assert np.ptp(seen) > 0.5
+
+
+def test_turned_by_nothing_the_image_is_what_it_is(images):
+    np.testing.assert_allclose(views(images, dataclasses.replace(OFF, rotate=1e-6)), images / 255.0, atol=1e-5)
+
+
 def test_stain_jitter_moves_the_density_and_stays_in_range(images):
     made = views(images, dataclasses.replace(OFF, stain=0.5))
     assert made.min() >= 0
@@ -262,7 +290,7 @@ def test_with_both_set_a_coin_decides_for_each_batch(marked):
 
 
 def test_views_and_mixtures_are_the_same_on_one_device_and_on_eight(images):
-    config, split = dataclasses.replace(STRONG, mixup=0.4, cutmix=1.0), Placement.everywhere().split
+    config, split = dataclasses.replace(STRONG, rotate=45.0, mixup=0.4, cutmix=1.0), Placement.everywhere().split
 
     @jax.jit
     def view(images, positions):

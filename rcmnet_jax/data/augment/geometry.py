@@ -1,4 +1,6 @@
-"""Where each pixel comes from: flips, zoom, shift and blur as two matrix products, and rectangles that hide a part."""
+"""Where each pixel comes from: flips, zoom, shift and blur as two matrix products, turns as a gather of neighbours, and
+rectangles that hide a part.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +15,72 @@ _ASPECT = 0.3  # height to width from this to its inverse
 
 
 def resample(x: jax.Array, draws: jax.Array, config: AugmentConfig, blur: jax.Array | None = None) -> jax.Array:
-    """Flip, zoom and shift as two products with bilinear interpolation matrices: no gathers.
+    """Flip, zoom, shift and turn, by bilinear interpolation; without turns as two products with matrices: no gathers.
 
-    `draws` are (B, 6) of which five are used; `blur`, where given, is each image's Gaussian sigma (B,) in shares of
-    the side, and goes into the same matrices.
+    `draws` are (B, 6); `blur`, where given, is each image's Gaussian sigma (B,) in shares of the side, which goes into
+    the same matrices where there are any.
     """
     zoom = jnp.exp((2 * draws[:, 0] - 1) * config.scale)
     shift = (2 * draws[:, 1:3] - 1) * config.shift
     flip = jnp.where(draws[:, 3:5] < 0.5, -1.0, 1.0) if config.dihedral else jnp.ones_like(draws[:, 3:5])
-    rows = _interpolation(x.shape[1], zoom, shift[:, 0], flip[:, 0], config.padding)
-    columns = _interpolation(x.shape[2], zoom, shift[:, 1], flip[:, 1], config.padding)
+    down, right = (
+        (flip[:, a] * (1 / zoom))[:, None] * (_centres(x.shape[a + 1], zoom) - shift[:, a, None]) for a in (0, 1)
+    )
+    if config.rotate:
+        x = _turned(x, down, right, (2 * draws[:, 5] - 1) * jnp.deg2rad(config.rotate), config.padding)
+        return x if blur is None else _product(_gaussian(x.shape[1], blur), _gaussian(x.shape[2], blur), x)
+    rows, columns = (_interpolation(*each, config.padding) for each in ((x.shape[1], down), (x.shape[2], right)))
     if blur is not None:
         rows, columns = _gaussian(x.shape[1], blur) @ rows, _gaussian(x.shape[2], blur) @ columns
+    return _product(rows, columns, x)
+
+
+def _product(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
     x = jnp.einsum("bij,bjkc->bikc", rows, x)
     return jnp.einsum("bkl,bilc->bikc", columns, x)
 
 
-def _interpolation(size: int, zoom: jax.Array, shift: jax.Array, flip: jax.Array, padding: str) -> jax.Array:
-    centre = (jnp.arange(size, dtype=zoom.dtype) + 0.5) / size - 0.5  # pixel centres, the middle of the image at 0
-    wanted = (flip * (1 / zoom))[:, None] * (centre[None, :] - shift[:, None])  # (B, S)
+def _turned(x: jax.Array, down: jax.Array, right: jax.Array, angle: jax.Array, padding: str) -> jax.Array:
+    """The images seen at (down, right), (B, H) and (B, W) from the middle in shares of the side, turned by (B,)
+    radians.
+    """
+    height, width = x.shape[1:3]
+    cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
+    down, right = down[:, :, None], right[:, None, :]
+    y = _pixels(height, cos * down + sin * right, padding)  # (B, H, W)
+    z = _pixels(width, cos * right - sin * down, padding)
+    top, left = (jnp.clip(jnp.floor(at), 0, side - 2) for at, side in ((y, height), (z, width)))
+    below, beside = (y - top)[..., None], (z - left)[..., None]
+    first = (top * width + left).astype(jnp.int32)
+
+    @jax.vmap  # image by image: of a batch over several devices each looks up its own
+    def look_up(image: jax.Array, places: jax.Array) -> jax.Array:
+        return image.at[places].get(mode="promise_in_bounds")
+
+    def seen(step: int) -> jax.Array:
+        return look_up(x.reshape(len(x), height * width, -1), first + step)
+
+    upper = seen(0) * (1 - beside) + seen(1) * beside
+    lower = seen(width) * (1 - beside) + seen(width + 1) * beside
+    return upper * (1 - below) + lower * below
+
+
+def _centres(size: int, like: jax.Array) -> jax.Array:
+    """Pixel centres in shares of the side, the middle of the image at 0; (S,)."""
+    return (jnp.arange(size, dtype=like.dtype) + 0.5) / size - 0.5
+
+
+def _pixels(size: int, wanted: jax.Array, padding: str) -> jax.Array:
+    """From shares of the side, the middle at 0, to pixels within the image."""
     if padding == "reflect":
         around = (wanted + 0.5) % 2  # the image and its mirror image repeat
         wanted = jnp.minimum(around, 2 - around) - 0.5
-    wanted = jnp.clip((wanted + 0.5) * size - 0.5, 0, size - 1)  # in pixels
-    weights: jax.Array = jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))  # (B, S, S)
+    return jnp.clip((wanted + 0.5) * size - 0.5, 0, size - 1)
+
+
+def _interpolation(size: int, wanted: jax.Array, padding: str) -> jax.Array:
+    """Matrices (B, S, S) that take each image's pixels to those wanted, (B, S)."""
+    weights: jax.Array = jnp.maximum(0, 1 - jnp.abs(_pixels(size, wanted, padding)[:, :, None] - jnp.arange(size)))
     return weights
 
 
