@@ -135,13 +135,14 @@ def ratio(ours: Result, theirs: Result) -> tuple[float, float, float]:
 
 def roofline(precision: str = "float32") -> dict[str, float]:
     """Best of several: GFLOP/s of a product of 2048 x 2048 (on accelerators 8192 x 8192) by XLA in a precision and, in
-    float32, by numpy's BLAS, the larger of which is nearer to the machine's limit; and GB/s of numpy's copy (read and
-    written) of 256 MB.
+    float32 on the host, by numpy's BLAS; of the two on a CPU the larger is nearer to the machine's limit. And GB/s of
+    the host's copy (read and written) of 256 MB.
     """
-    memory = "XLA_PYTHON_CLIENT_PREALLOCATE"  # an accelerator's, which contenders in processes of their own want
-    ours = memory not in os.environ
-    if ours:
-        os.environ[memory] = "false"
+    # JAX takes most of an accelerator's memory when it starts, which the contenders' processes will need.
+    preallocates = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    unset = preallocates not in os.environ
+    if unset:
+        os.environ[preallocates] = "false"
     import jax
     import jax.numpy as jnp
 
@@ -161,8 +162,8 @@ def roofline(precision: str = "float32") -> dict[str, float]:
         start = time.perf_counter()
         np.copyto(b, c)
         copy.append(2 * b.nbytes / (time.perf_counter() - start) / 1e9)
-    if ours:
-        del os.environ[memory]
+    if unset:
+        del os.environ[preallocates]
     sides = {"xla": side, "numpy": len(a)}
     products = {f"product_{k}_gflops": round(2 * sides[k] ** 3 / min(each) / 1e9, 1) for k, each in times.items()}
     return {**products, "copy_gb_per_s": round(max(copy), 1)}

@@ -9,8 +9,8 @@ of a run in XLA's own forms of convolution, pooling, norms and gates: what it wa
 
     python -m benchmarks.step --size 224 --batch 512 --precision bfloat16 --together 8      on an accelerator
 
-`--together` adds steps of a run, several a dispatch. PyTorch computes on a GPU where it finds one, under autocast in
-bfloat16. The share of the machine's product counts 3 forward passes a step, 2 operations a multiply-add.
+`--together` adds steps of a run with their loader, several a dispatch. PyTorch computes on a GPU where it finds one,
+under autocast in bfloat16. The share of XLA's product counts a step as 3 forward passes, a multiply-add as 2.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def ours(work: Work) -> list[Contender]:
 
     from rcmnet_jax.config import AugmentConfig, ModelConfig, OptimizerConfig
     from rcmnet_jax.data.augment import split_position
-    from rcmnet_jax.data.loader import Batch
+    from rcmnet_jax.data.loader import Batch, ResidentLoader
     from rcmnet_jax.models import Network
     from rcmnet_jax.training import state as states
-    from rcmnet_jax.training.several import several
+    from rcmnet_jax.training.multistep import make_multistep
     from rcmnet_jax.training.sharding import Placement
     from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
 
@@ -146,12 +146,15 @@ def ours(work: Work) -> list[Contender]:
         jax.block_until_ready((state[0], metrics))
 
     made = [Contender("ours, step", bare, batch), Contender("ours, in runs", in_runs, batch)]
-    if program := several(network, recipe, placement, work.together):
+    if program := make_multistep(network, recipe, placement, work.together):
         given = controls.at(np.full(program.count, RATE, np.float32), np.ones(program.count, bool))
+        rows = np.arange(batch)
+        loader = ResidentLoader(put(pixels), np.asarray(labels), rows, batch_size=batch, seed=0, placing=placement)
 
         def together(n: int) -> None:
-            for _ in range(n):
-                state[0], metrics = program.run(state[0], (one,) * program.count, given)
+            for k in range(n):
+                batches = loader.batches(range(k * program.count, (k + 1) * program.count))
+                state[0], metrics = program.run(state[0], batches, given)
             jax.block_until_ready((state[0], metrics))
 
         made.append(Contender(TOGETHER, together, batch * program.count))
@@ -170,6 +173,8 @@ def theirs(work: Work, compiled: bool) -> Contender:
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as XLA has it
     twin.MHSA = quick_attention(twin.MHSA)
     entry, size = MODELS[work.model], (work.size, work.size)
     net = twin.Twin(entry.body, entry.cbam, entry.mhsa, classes=CLASSES, size=size)
@@ -177,7 +182,8 @@ def theirs(work: Work, compiled: bool) -> Contender:
     images = torch.rand(work.batch, 3, *size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (work.batch,), device=device)
     net.train(work.what == "train")
-    called = torch.compile(net) if compiled else net
+    mode = "max-autotune" if device.type == "cuda" else "default"
+    called = torch.compile(net, mode=mode) if compiled else net
     name = f"PyTorch, {'compiled' if compiled else 'eager'}"
 
     def autocast() -> Any:
@@ -220,7 +226,8 @@ def quick_attention(slow: Any) -> Any:
             n, c, h, w = x.shape
             d = c // self.heads
             q, k, v = (f(x).view(n, self.heads, d, h * w).transpose(2, 3) for f in (self.query, self.key, self.value))
-            y, z = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+            y = torch.arange(h, device=x.device).repeat_interleave(w)
+            z = torch.arange(w, device=x.device).repeat(h)
             r = self.rel_height[y[None] - y[:, None] + h - 1] + self.rel_width[z[None] - z[:, None] + w - 1]
             logits = q @ k.transpose(2, 3) + torch.einsum("nhid,ijd->nhij", q, r)
             out = torch.softmax(logits / d**0.5, dim=-1) @ v

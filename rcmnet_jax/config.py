@@ -190,7 +190,7 @@ class ExperimentConfig:
 
     image_size: int = 64  # pixels, both stages unless they say otherwise
     batch_size: int = 32  # global, over all devices
-    steps_per_dispatch: int = 0  # training steps that one program takes; 0: 1 on CPU, 8 on accelerators
+    steps_per_dispatch: int = 0  # steps that one program takes, a stop waits for them; 0: 1 on CPU, 8 on accelerators
     seed: int = 0
     source: SourceConfig = field(default_factory=SourceConfig)
     target: TargetConfig = field(default_factory=TargetConfig)

@@ -23,7 +23,7 @@ from rcmnet_jax.training import heads
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.loop import Stage, Surroundings, train
-from rcmnet_jax.training.several import several
+from rcmnet_jax.training.multistep import make_multistep
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
@@ -191,7 +191,7 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
         steps_per_epoch=len(job.rows) / config.batch_size,
         anchor=_anchor(job),
         save_every=config.checkpoint,
-        several=several(network, compiled, placement, config.steps_per_dispatch),
+        multistep=make_multistep(network, compiled, placement, config.steps_per_dispatch),
         larger_from=until,
     )
     optimizer = make_optimizer(network, compiled)

@@ -245,7 +245,9 @@ def test_a_pointwise_convolution_is_a_product(stride):
     ("size", "kernel", "stride", "padding"),
     [((8, 8), 3, 1, 1), ((9, 4), 3, 2, 1), ((16, 15), 7, 2, 3), ((11, 6), 3, 1, 1), ((5, 5), 1, 2, 0)],
 )
-def test_turned_images_give_the_kernel_the_same_gradient(size, kernel, stride, padding):
+@pytest.mark.parametrize("devices", [1, 8])  # with several there is no loop
+def test_turned_images_give_the_kernel_the_same_gradient(size, kernel, stride, padding, devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, w = draw(3, *size, 5), draw(kernel, kernel, 5, 6, seed=2)
     alike(
         lambda x, w: turned.turned_conv(x, w, stride, padding),
@@ -255,13 +257,16 @@ def test_turned_images_give_the_kernel_the_same_gradient(size, kernel, stride, p
     )
 
 
-@pytest.mark.parametrize(("rows", "loops"), [(8, True), (11, False)])
-def test_images_are_turned_in_a_loop_where_their_rows_divide_and_they_are_small(rows, loops, monkeypatch):
+@pytest.mark.parametrize(("rows", "devices", "loops"), [(8, 1, True), (11, 1, False), (8, 8, False)])
+def test_images_are_turned_in_a_loop_where_rows_divide_one_device_has_them_and_they_are_small(
+    rows, devices, loops, monkeypatch
+):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, w, dy = draw(2, rows, 8, 4), draw(3, 3, 4, 4, seed=2), draw(2, rows, 8, 4, seed=3)
 
     def gradient(x, dy):
         return turned.kernel_gradient(x, dy, w, 1, 1)
 
-    assert ("scan" in str(jax.make_jaxpr(gradient)(x, dy))) is (loops and jax.device_count() == 1)
+    assert ("scan" in str(jax.make_jaxpr(gradient)(x, dy))) is loops
     monkeypatch.setattr(turned, "LARGEST", x.nbytes - 1)
     assert "scan" not in str(jax.make_jaxpr(lambda x, dy: turned.kernel_gradient(x, dy, w, 1, 1))(x, dy))

@@ -65,7 +65,13 @@ def test_two_processes_do_a_whole_run_together(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ("--config=configs/cart.py:smoke", f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{port}")
+    several = "--config.steps_per_dispatch=2"
+    words = (
+        "--config=configs/cart.py:smoke",
+        several,
+        f"--workdir={tmp_path / 'run'}",
+        f"--coordinator=127.0.0.1:{port}",
+    )
     finish(
         *(launching(ROOT / "launch.py", *words, "--num_processes=2", f"--process_id={process}") for process in range(2))
     )

@@ -19,6 +19,7 @@ class Placing(Protocol):
 
     def share(self, batch_size: int) -> slice: ...
     def put_batch(self, local: np.ndarray) -> jax.Array: ...
+    def put_batches(self, local: np.ndarray) -> jax.Array: ...
 
 
 class Reader(Protocol):
@@ -29,7 +30,7 @@ class Reader(Protocol):
 
 
 class Batch(NamedTuple):
-    """A global batch, split over the devices along its first axis."""
+    """A global batch, split over the devices along its first axis; of several steps, with an axis of steps before."""
 
     images: jax.Array  # (B, S, S, 3) uint8
     labels: jax.Array  # (B,) int32
@@ -41,6 +42,7 @@ class Loader(Protocol):
     """Batches by step number: the step is the only cursor there is."""
 
     def batch(self, step: int) -> Batch: ...
+    def batches(self, steps: range) -> Batch: ...
 
 
 class Order:
@@ -127,9 +129,15 @@ class ResidentLoader:
 
     def batch(self, step: int) -> Batch:
         """Batch `step`, dispatched without waiting."""
-        positions = positions_of(step, self._batch_size, self._share)
-        rows = self._order(positions)
-        put = self._placing.put_batch
+        return self._gathered(positions_of(step, self._batch_size, self._share), self._placing.put_batch)
+
+    def batches(self, steps: range) -> Batch:
+        """Those of several steps, gathered at once."""
+        positions = np.stack([positions_of(step, self._batch_size, self._share) for step in steps])
+        return self._gathered(positions, self._placing.put_batches)
+
+    def _gathered(self, positions: np.ndarray, put: Callable[[np.ndarray], jax.Array]) -> Batch:
+        rows = self._order(positions.ravel()).reshape(positions.shape)
         soft = None if self._soft is None else put(self._soft[rows])
         images = _take(self._images, put(rows.astype(np.int32)))
         return Batch(images, put(self._labels[rows]), put(split_position(positions)), soft)
@@ -160,11 +168,21 @@ class StreamLoader:
 
     def batch(self, step: int) -> Batch:
         """Batch `step`; steps asked for in order are read ahead, a jump starts a new stream."""
+        return self._placed(self._read(step), self._placing.put_batch)
+
+    def batches(self, steps: range) -> Batch:
+        """Those of several steps, read in turn."""
+        read = [self._read(step) for step in steps]
+        return self._placed({key: np.stack([one[key] for one in read]) for key in read[0]}, self._placing.put_batches)
+
+    def _read(self, step: int) -> dict[str, np.ndarray]:
         if step != self._next:
             self._stream = self._start(step)
         self._next = step + 1
-        found = next(self._stream)
-        put = self._placing.put_batch
+        found: dict[str, np.ndarray] = next(self._stream)
+        return found
+
+    def _placed(self, found: dict[str, np.ndarray], put: Callable[[np.ndarray], jax.Array]) -> Batch:
         soft = None if self._soft is None else put(self._soft[found["row"]])
         return Batch(put(found["image"]), put(found["label"]), put(split_position(found["position"])), soft)
 
@@ -175,7 +193,7 @@ class StreamLoader:
         read = _Read(self._reader, self._labels, self._order, self._batch_size, self._share)
         # Batching comes last: read ahead of it, the order would depend on the number of workers.
         stream = grain.MapDataset.range(step * local, 2**62).map(read)
-        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=4 * local)
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=8 * local)
         return iter(stream.to_iter_dataset(options).batch(local))
 
 
@@ -210,15 +228,21 @@ class GrowingLoader:
 
     def batch(self, step: int) -> Batch:
         """Batch `step`, dispatched without waiting."""
-        batch = self._loader.batch(step)
+        return self._at_size(self._loader.batch(step), step)
+
+    def batches(self, steps: range) -> Batch:
+        """Those of several steps, on one side of the change of size."""
+        return self._at_size(self._loader.batches(steps), steps.start)
+
+    def _at_size(self, batch: Batch, step: int) -> Batch:
         return batch._replace(images=shrink(batch.images, self._size)) if step < self._until else batch
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def shrink(images: jax.Array | np.ndarray, size: int) -> jax.Array:
-    """uint8 (B, S, S, 3) -> (B, size, size, 3): each pixel the mean of the area that it covers, rounded."""
-    share = jnp.asarray(_areas(images.shape[1], size), jnp.float32)
-    shrunk = jnp.einsum("ij,bjkc,lk->bilc", share, images.astype(jnp.float32), share, precision="highest")
+    """uint8 (..., S, S, 3) -> (..., size, size, 3): each pixel the mean of the area that it covers, rounded."""
+    share = jnp.asarray(_areas(images.shape[-2], size), jnp.float32)
+    shrunk = jnp.einsum("ij,...jkc,lk->...ilc", share, images.astype(jnp.float32), share, precision="highest")
     return jnp.round(shrunk).astype(jnp.uint8)
 
 

@@ -15,9 +15,9 @@ from rcmnet_jax.config import CheckpointConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.loader import Loader
 from rcmnet_jax.errors import GuardError, Interrupted
+from rcmnet_jax.training.multistep import Multistep, hops
 from rcmnet_jax.training.optimizer import Anchor
 from rcmnet_jax.training.records import Records
-from rcmnet_jax.training.several import Several, hops
 from rcmnet_jax.training.state import TrainState, from_tree, to_tree
 from rcmnet_jax.training.step import Controls, Metrics, StepFn
 from rcmnet_jax.training.stop import StopRequest
@@ -37,8 +37,8 @@ class Stage:
     steps_per_epoch: float = 1.0
     anchor: Anchor | None = None  # on the devices, from the same source whenever the stage goes on
     save_every: CheckpointConfig = field(default_factory=CheckpointConfig)
-    several: Several | None = None  # steps that one program takes together; None: each has its own call
-    larger_from: int = 0  # the step from which images are larger than before
+    multistep: Multistep | None = None  # a program for several steps; None: each has its own call
+    larger_from: int = 0  # the step from which images are larger than before; 0: never
 
 
 @dataclass
@@ -78,17 +78,19 @@ def train(
     pending: tuple[range, Metrics] | None = None
     saved, saved_at = start, time.monotonic()
     with around.console.progress(stage.name, stage.steps, start) as bar:
-        for hop in hops(start, _ends(stage), stage.several.count if stage.several else 1):
+        ends = _ends(stage, looked_at=at_epoch is not None)
+        for hop in hops(start, ends, stage.multistep.count if stage.multistep else 1):
             done = hop.stop
             state, metrics = _dispatch(stage, state, step_fn, loader, controls, hop)
             if pending is not None:
                 meter.read(*pending)  # a step late: reading the newest would make the device wait
                 bar.update(pending[0].stop, meter.summary())
             pending = (hop, metrics)
-            stopping, due = around.stop.agree(hop, _due(stage.save_every, done, saved_at))
+            overdue = time.monotonic() - saved_at >= stage.save_every.every_seconds
+            stopping, overdue = around.stop.agree(hop, overdue)
             if at_epoch is not None and _ends_epoch(done, stage):
                 at_epoch(done, state)  # before any save or stop there: a resumed run will not come by again
-            if stopping or (due and done < stage.steps):
+            if stopping or (done < stage.steps and (overdue or _is_due(stage.save_every, done))):
                 meter.read(*pending)  # no state is saved before its step is known to be sound
                 pending = None
                 saved, saved_at = done, _save(store, stage, done, state, around)
@@ -107,8 +109,8 @@ def _dispatch(
     stage: Stage, state: TrainState, step_fn: StepFn, loader: Loader, controls: _Controls, hop: range
 ) -> tuple[TrainState, Metrics]:
     """The steps of a hop, in one program where there are several."""
-    if len(hop) > 1 and stage.several is not None:
-        return stage.several.run(state, tuple(loader.batch(step) for step in hop), controls.over(hop))
+    if len(hop) > 1 and stage.multistep is not None:
+        return stage.multistep.run(state, loader.batches(hop), controls.over(hop))
     return step_fn(state, loader.batch(hop.start), controls(hop.start))
 
 
@@ -121,20 +123,17 @@ def _save(store: Store, stage: Stage, step: int, state: TrainState, around: Surr
     return now
 
 
-def _ends(stage: Stage) -> list[int]:
-    """After how many steps a hop must be over: epochs' ends, saves by step, before larger images, the last."""
+def _ends(stage: Stage, looked_at: bool) -> list[int]:
+    """After how many steps a hop must be over: epochs that are looked at, saves by step, before larger images, all."""
 
     def ends(step: int) -> bool:
-        return _ends_epoch(step, stage) or _due_by_step(stage.save_every, step) or step == stage.larger_from
+        looks = looked_at and _ends_epoch(step, stage)
+        return looks or _is_due(stage.save_every, step) or step in (stage.larger_from, stage.steps)
 
     return [step for step in range(1, stage.steps + 1) if ends(step)]
 
 
-def _due(config: CheckpointConfig, step: int, saved_at: float) -> bool:
-    return _due_by_step(config, step) or time.monotonic() - saved_at >= config.every_seconds
-
-
-def _due_by_step(config: CheckpointConfig, step: int) -> bool:
+def _is_due(config: CheckpointConfig, step: int) -> bool:
     return bool(config.every_steps) and step % config.every_steps == 0
 
 
@@ -156,7 +155,7 @@ class _Controls:
         return self._lasting.at(float(self._stage.learning_rates[step]), step >= self._stage.head_steps)
 
     def over(self, hop: range) -> Controls:
-        """Those of several steps, as `Several.run` takes them."""
+        """Those of the steps of a hop, as `Multistep.run` takes them."""
         rates = self._stage.learning_rates[hop.start : hop.stop]
         return self._lasting.at(rates, np.asarray(hop) >= self._stage.head_steps)
 
@@ -174,8 +173,13 @@ class _Meter:
 
     def read(self, hop: range, metrics: Metrics) -> None:
         rows = zip(*(np.atleast_1d(values) for values in jax.device_get(metrics)), strict=True)
-        for step, row in zip(hop, rows, strict=True):
-            self._add(step + 1, Metrics(*row))
+        now = time.monotonic()  # the steps of a hop end together, as far as anyone sees
+        rate = (hop.stop - self._clock_step) * self._stage.batch_size / max(now - self._clock, 1e-9)
+        for step, row in enumerate(rows, hop.start + 1):
+            self._add(step, Metrics(*row))
+            if step % self._every == 0 or step == self._stage.steps:
+                self._write(step, rate)
+                self._clock, self._clock_step = now, hop.stop
 
     def _add(self, step: int, values: Metrics) -> None:
         if not bool(values.finite):
@@ -186,15 +190,10 @@ class _Meter:
             )
         self._sums += [float(values.loss), float(values.correct), float(values.examples)]
         self._norm = float(values.gradient_norm)
-        if step % self._every == 0 or step == self._stage.steps:
-            self._write(step)
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int, rate: float) -> None:
         loss, correct, count = self._sums
         self._sums = np.zeros(3)
-        now = time.monotonic()
-        rate = (step - self._clock_step) * self._stage.batch_size / max(now - self._clock, 1e-9)
-        self._clock, self._clock_step = now, step
         self._last = {"loss": loss / count, "accuracy": correct / count}
         self._around.records.write(
             self._stage.name,

@@ -87,6 +87,11 @@ class Placement:
         """The leading axis split over the devices."""
         return NamedSharding(self.mesh, PartitionSpec("data"))  # type: ignore[no-untyped-call]
 
+    @property
+    def split_steps(self) -> NamedSharding:
+        """The second axis split over the devices, behind one of steps."""
+        return NamedSharding(self.mesh, PartitionSpec(None, "data"))  # type: ignore[no-untyped-call]
+
     def check_batch(self, batch_size: int) -> None:
         """Raises UserError where a global batch cannot be split evenly."""
         if batch_size % self.devices:
@@ -104,6 +109,11 @@ class Placement:
     def put_batch(self, local: np.ndarray) -> jax.Array:
         """Makes a global array, split along its first axis, of each process's own rows."""
         made: jax.Array = jax.make_array_from_process_local_data(self.split, local)  # type: ignore[no-untyped-call]
+        return made
+
+    def put_batches(self, local: np.ndarray) -> jax.Array:
+        """The same for the batches of several steps, (steps, rows, ...), split along the second axis."""
+        made: jax.Array = jax.make_array_from_process_local_data(self.split_steps, local)  # type: ignore[no-untyped-call]
         return made
 
     def fed(self, local: np.ndarray) -> np.ndarray | jax.Array:

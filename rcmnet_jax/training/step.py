@@ -30,8 +30,8 @@ Tree = Any
 class Controls(NamedTuple):
     """What changes from step to step or fold to fold; arguments, not constants, so that no fold compiles again."""
 
-    learning_rate: jax.Array  # () float32
-    body: jax.Array  # () float32, 0 while the head trains alone, else 1
+    learning_rate: jax.Array  # () float32; (count,) in a program for several steps
+    body: jax.Array  # () float32, 0 while the head trains alone, else 1; (count,) there
     class_weights: jax.Array  # (K',) float32, zeros behind the classes
     classes: jax.Array  # () int32, of the head's columns those that are in use, as `heads` has it
     seed: jax.Array  # () uint32, of the augmentation

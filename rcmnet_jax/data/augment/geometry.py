@@ -53,7 +53,7 @@ def _turned(x: jax.Array, down: jax.Array, right: jax.Array, angle: jax.Array, p
     below, beside = (y - top)[..., None], (z - left)[..., None]
     first = (top * width + left).astype(jnp.int32)
 
-    @jax.vmap  # image by image: of a batch over several devices each looks up its own
+    @jax.vmap  # a gather of its own for each image, so that a batch split over devices stays split
     def look_up(image: jax.Array, places: jax.Array) -> jax.Array:
         return image.at[places].get(mode="promise_in_bounds")
 

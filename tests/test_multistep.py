@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -15,9 +16,9 @@ from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import AugmentConfig, CheckpointConfig, OptimizerConfig, change
 from rcmnet_jax.data.loader import GrowingLoader
 from rcmnet_jax.errors import GuardError, Interrupted
-from rcmnet_jax.training import loop
+from rcmnet_jax.training import loop, multistep
+from rcmnet_jax.training.multistep import hops, make_multistep
 from rcmnet_jax.training.records import read_rows
-from rcmnet_jax.training.several import hops, several
 from rcmnet_jax.training.step import Controls, Recipe, make_train_step
 from rcmnet_jax.training.stop import StopRequest
 from tests.linear import CLASSES, MODEL, PLACEMENT, PLAIN, batches, fresh, stage, surroundings
@@ -42,32 +43,41 @@ def test_hops_cover_every_step_once_cross_no_end_and_are_the_same_from_any_of_th
     assert [step for hop in hops(start, ends, count) for step in hop] == list(range(start, ends[-1]))
 
 
-def test_where_one_step_a_dispatch_is_best_there_is_no_program_for_more():
-    assert several(MODEL, RECIPE, PLACEMENT, 1) is None
-    assert several(MODEL, RECIPE, PLACEMENT, 0) is None  # on the CPU
-    assert several(MODEL, RECIPE, PLACEMENT, 4).count == 4
+def test_where_one_step_a_dispatch_is_best_there_is_no_program_for_more(monkeypatch):
+    assert make_multistep(MODEL, RECIPE, PLACEMENT, 1) is None
+    assert make_multistep(MODEL, RECIPE, PLACEMENT, 0) is None
+    assert make_multistep(MODEL, RECIPE, PLACEMENT, 4).count == 4
+    monkeypatch.setattr(multistep, "on_cpu", lambda: False)
+    assert make_multistep(MODEL, RECIPE, PLACEMENT, 0).count == 8
 
 
-def test_several_steps_equal_one_after_the_other():
+@pytest.mark.parametrize("unrolled", [True, False])  # as on the CPU, and as on accelerators
+def test_several_steps_equal_one_after_the_other(monkeypatch, unrolled):
+    monkeypatch.setattr(multistep, "on_cpu", lambda: unrolled)
     recipe = Recipe(OptimizerConfig(), AugmentConfig(mixup=0.4))  # what is drawn for an image and for a step
     step, loader = make_train_step(MODEL, recipe, PLACEMENT), batches()
-    rates, bodies = np.float32([0.1, 0.2, 0.05]), np.float32([0, 0, 1])  # the head alone, then all
+    rates, bodies = np.float32([0.1, 0.2, 0.05]), np.array([False, False, True])  # the head alone, then all
     lasting = Controls.on_host(0.0, True, np.ones(CLASSES), 1)
     state, each = fresh(recipe), []
     for k in range(3):
         state, metrics = step(state, loader.batch(k), lasting.at(rates[k], bodies[k]))
         each.append(jax.device_get(metrics))
-    program = several(MODEL, recipe, PLACEMENT, 3)
-    together = lasting._replace(learning_rate=rates, body=bodies)
-    made, metrics = program.run(fresh(recipe), tuple(loader.batch(k) for k in range(3)), together)
+    given = fresh(recipe)
+    program = make_multistep(MODEL, recipe, PLACEMENT, 3)
+    made, metrics = program.run(given, loader.batches(range(3)), lasting.at(rates, bodies))
     assert int(made.step) == 3
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *jax.device_get((made, state)))
     for name in metrics._fields:
         np.testing.assert_allclose(getattr(metrics, name), [getattr(one, name) for one in each], rtol=1e-5)
 
 
+VARIED = {"learning_rates": np.linspace(0.1, 0.02, STEPS, dtype=np.float32), "head_steps": 4}  # within a hop
+
+
 def hopping(count=2, **changes):
-    return stage(STEPS, several=several(MODEL, RECIPE, PLACEMENT, count), **changes)
+    made = {"multistep": make_multistep(MODEL, RECIPE, PLACEMENT, count)}
+    return stage(STEPS, **made | VARIED | changes)
 
 
 def run(folder, made=None, step=None, loader=None, stop=None, at_epoch=None):
@@ -87,8 +97,8 @@ def saved(folder):
 
 def test_a_stage_of_hops_notes_every_step_and_ends_where_single_steps_end(tmp_path):
     looked = []
-    made, rows = run(tmp_path / "hops", at_epoch=lambda at, _: looked.append(at))
-    alone, wanted = run(tmp_path / "alone", stage(STEPS))
+    made, rows = run(tmp_path / "hops", hopping(3), at_epoch=lambda at, _: looked.append(at))
+    alone, wanted = run(tmp_path / "alone", stage(STEPS, **VARIED))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), made, alone)
     assert looked == [3, 6, 9]
     assert [row["step"] for row in rows] == [*range(1, STEPS + 1)]
@@ -98,53 +108,76 @@ def test_a_stage_of_hops_notes_every_step_and_ends_where_single_steps_end(tmp_pa
 
 
 def test_a_stage_of_hops_that_is_interrupted_ends_with_the_same_bits(tmp_path):
-    whole, _ = run(tmp_path / "whole")
-    for cut in (2, 3, 5):  # after a hop, at an epoch's end, within the second epoch
+    made = hopping(save_every=CheckpointConfig(every_steps=3))
+    whole, _ = run(tmp_path / "whole", made)
+    for cut in (2, 3, 5):  # after a hop, at a save by step, between two saves
         stop = StopRequest()
 
         class Stopping:
-            """The loader, which asks for a stop once the hop before the cut has begun."""
+            """The loader, which asks for a stop once the hop that ends there has begun."""
 
-            def batch(self, step, stop=stop, cut=cut):
-                stop.signal = 15 if step + 1 == cut else stop.signal
-                return batches().batch(step)
+            def batches(self, steps, stop=stop, cut=cut):
+                stop.signal = 15 if steps.stop == cut else stop.signal
+                return batches().batches(steps)
+
+            def batch(self, step):
+                return self.batches(range(step, step + 1)) and batches().batch(step)
 
         with pytest.raises(Interrupted, match=f"step {cut},"):
-            run(tmp_path / f"cut{cut}", loader=Stopping(), stop=stop)
-        again, _ = run(tmp_path / f"cut{cut}")
+            run(tmp_path / f"cut{cut}", made, loader=Stopping(), stop=stop)
+        again, _ = run(tmp_path / f"cut{cut}", made)
         jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
 def test_a_save_by_step_ends_a_hop(tmp_path):
-    run(tmp_path, hopping(4, steps_per_epoch=100.0, save_every=CheckpointConfig(every_steps=3)))
+    run(tmp_path, hopping(save_every=CheckpointConfig(every_steps=3)))
     assert saved(tmp_path) == [3, 6, 9]
 
 
-def test_no_hop_mixes_images_of_two_sizes(tmp_path):
-    """XLA could not stack them."""
-    seen = []
-    program = several(MODEL, RECIPE, PLACEMENT, 2)
+def test_an_epoch_that_nobody_looks_at_ends_no_hop(tmp_path):
+    sizes = []
+    program = make_multistep(MODEL, RECIPE, PLACEMENT, 4)
 
     def noting(state, given, controls):
-        seen.append([batch.images.shape[1] for batch in given])
-        return program.run(state, tuple(batches().batch(k) for k in range(2)), controls)
+        sizes.append(given.labels.shape[0])
+        return program.run(state, given, controls)
 
-    made = stage(STEPS, several=dataclasses.replace(program, run=noting), larger_from=5, steps_per_epoch=100.0)
+    run(tmp_path, hopping(multistep=dataclasses.replace(program, run=noting)))
+    assert sizes == [4, 4]
+
+
+def test_no_hop_mixes_images_of_two_sizes(tmp_path):
+    seen = []
+    program, whole = make_multistep(MODEL, RECIPE, PLACEMENT, 2), batches()
+
+    def noting(state, given, controls):
+        seen.append(given.images.shape)
+        return program.run(state, whole.batches(range(2)), controls)
+
+    made = hopping(multistep=dataclasses.replace(program, run=noting), larger_from=5)
     step = make_train_step(MODEL, RECIPE, PLACEMENT)
-    whole = batches()
     run(tmp_path, made, lambda s, _, c: step(s, whole.batch(0), c), GrowingLoader(whole, 2, 5))
-    assert seen == [[2, 2], [2, 2], [4, 4], [4, 4]]
+    assert [shape[:3] for shape in seen] == [(2, 8, 2), (2, 8, 2), (2, 8, 4), (2, 8, 4)]
+
+
+def test_the_steps_of_a_hop_share_its_speed(tmp_path, monkeypatch):
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    _, rows = run(tmp_path, hopping(3, save_every=CheckpointConfig(every_seconds=1e9)))
+    rates = [row["images_per_second"] for row in rows]
+    assert max(rates) <= 3 * 8  # three batches of eight in a tick at the most
+    assert rates[:3] == [rates[0]] * 3
 
 
 def test_a_step_within_a_hop_that_is_not_finite_is_named_and_nothing_after_the_hop_before_is_saved(tmp_path):
-    program = several(MODEL, RECIPE, PLACEMENT, 3)
+    program = make_multistep(MODEL, RECIPE, PLACEMENT, 3)
 
     def failing(state, given, controls):
         first = int(state.step) + 1
         state, metrics = program.run(state, given, controls)
         return state, metrics._replace(finite=np.array([number != 5 for number in range(first, first + 3)]))
 
-    made = stage(STEPS, several=dataclasses.replace(program, run=failing), save_every=CheckpointConfig(every_steps=3))
+    made = stage(STEPS, multistep=dataclasses.replace(program, run=failing), save_every=CheckpointConfig(every_steps=3))
     with pytest.raises(GuardError, match="step 5 is not finite"):
         run(tmp_path, made)
     assert saved(tmp_path) == [3]
@@ -158,7 +191,7 @@ def test_processes_ask_one_another_once_in_sixteen_steps_whatever_the_hops(monke
     stop = StopRequest()
     for count in (1, 3, 8):
         asked.clear()
-        answers = [stop.agree(hop, due=True) for hop in hops(0, [50, 100], count)]
+        answers = [stop.agree(hop, overdue=True) for hop in hops(0, [50, 100], count)]
         assert len(asked) == 6
         assert answers.count((True, True)) == 6
         assert answers.count((False, False)) == len(answers) - 6
@@ -168,8 +201,8 @@ def test_a_stage_has_as_many_steps_a_dispatch_as_its_config_says(tmp_path):
     with small_job(tmp_path, start_size=16, grow=0.5) as job:
         run = dataclasses.replace(job.pixels.run, config=change(job.pixels.run.config, steps_per_dispatch=3))
         set_otherwise = dataclasses.replace(job, pixels=dataclasses.replace(job.pixels, run=run))
-        assert stages.prepared(job)[0].several is None
+        assert stages.prepared(job)[0].multistep is None
         made = stages.prepared(set_otherwise)[0]
-        assert made.several is not None
-        assert made.several.count == 3
+        assert made.multistep is not None
+        assert made.multistep.count == 3
         assert made.larger_from == round(made.steps / 2)
