@@ -106,6 +106,7 @@ STUDIES: dict[str, Study] = {
                 "pull 0.01": {"source": {"pull": 0.01}},
                 "mixup 0.2": _augment(mixup=0.2),
                 "laboratories": _augment(**LABORATORIES),
+                "layer decay 0.5, turned": {"source": {"layer_decay": 0.5, "augment": {"rotate": 45.0}}},
                 "views": {"evaluation": {"views": "dihedral"}},
             }.items()},
             "mixup 0.2": _augment(mixup=0.2),
@@ -154,7 +155,9 @@ STUDIES: dict[str, Study] = {
         "Does the public set help on T cells without a stain (4 donors, one left out at a time)?",
         _with(_TRANSFER, _T),
         {f"{name}, {words}": _with(start, {"target": {"frame": frame, **(_SCRATCH if name == "PBC" else {})}})
-         for name, start in _STARTS.items() for words, frame in (("frame 52", 52), ("whole", 0))},
+         for name, start in _STARTS.items() for words, frame in (("frame 52", 52), ("whole", 0))}
+        | {"ImageNet, then PBC, frame 52, turned":
+           _with(_STARTS["ImageNet, then PBC"], {"target": {"frame": 52}}, _TURNED)},
     ),
     "models": Study(
         "Is RCMNet better than its parts and others on PBC? 64 px, 4,000 images, 8 epochs, random weights, one recipe.",
