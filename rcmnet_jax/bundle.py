@@ -15,7 +15,7 @@ import numpy as np
 from rcmnet_jax.config import VIEWS, ModelConfig, from_dict, suggestion, to_dict
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json
+from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json, write_safetensors
 
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated
@@ -101,8 +101,6 @@ def write(folder: Path, bundle: Bundle, card: str = "") -> None:
 
     The same bundle gives the same bytes: no dates.
     """
-    from safetensors.numpy import save
-
     facts = {
         "format_version": FORMAT,
         "architecture": {
@@ -122,7 +120,7 @@ def write(folder: Path, bundle: Bundle, card: str = "") -> None:
     leaves = {**flatten(bundle.params, "params"), **flatten(bundle.batch_stats, "batch_stats")}
     with whole_folder(folder) as aside:
         write_json(aside / "bundle.json", facts)
-        write_atomic(aside / "model.safetensors", save({k: leaves[k] for k in sorted(leaves)}))
+        write_safetensors(aside / "model.safetensors", leaves)
         write_atomic(aside / "card.md", card or plain_card(bundle))
         if bundle.calibration:
             write_json(aside / "calibration.json", dict(bundle.calibration))

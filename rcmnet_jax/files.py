@@ -11,12 +11,15 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUMS = "SHA256SUMS"
 LOCK = ".lock"
@@ -51,6 +54,15 @@ def write_atomic(path: Path | str, content: bytes | str, *, durable: bool = True
         raise
     if durable:
         fsync_path(path.parent)
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """The arrays by name, in order of their names. Whole or not at all, as `write_atomic`."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    # `save` writes the memory behind a view as if it were the view's own.
+    write_atomic(path, save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}))
 
 
 def write_json(path: Path, value: Any) -> None:

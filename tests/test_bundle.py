@@ -49,6 +49,18 @@ def test_a_bundle_written_again_has_the_same_weights_and_the_same_bytes(copy, tm
     assert (tmp_path / "one/SHA256SUMS").read_bytes() == (tmp_path / "two/SHA256SUMS").read_bytes()
 
 
+def test_weights_that_are_views_of_larger_arrays_are_written_as_what_they_show(copy, tmp_path):
+    bundle = bundles.load(copy)
+
+    def view(leaf):
+        wide = np.pad(np.asarray(leaf), [(0, 3)] * np.ndim(leaf), constant_values=7)
+        return wide[tuple(slice(0, n) for n in np.shape(leaf))]
+
+    bundles.write(tmp_path / "again", dataclasses.replace(bundle, params=jax.tree.map(view, bundle.params)))
+    again = bundles.load(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, again.params, bundle.params)
+
+
 def test_a_bundle_knows_its_views_and_one_from_before_there_was_a_choice_has_one(copy, tmp_path):
     old = bundles.load(copy)
     assert old.views == "one"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from configs.base import SMOKE, change
-from rcmnet_jax import jobs, stages
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax import jobs, leaves, stages
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.evaluation import probe
@@ -57,6 +58,16 @@ def begin(tmp_path):
 
 def job_of(here, pixels, data, arm="transfer", name="transfer/seed_0/fold_0"):
     return jobs.make_job(here, pixels, name, arm, data.folds[0][0].train, None, here.config.target)
+
+
+def test_a_leafs_bundle_has_the_weights_that_were_trained(begin):
+    here, pixels, data = begin()  # four classes, which are trained in a head of eight columns
+    job = job_of(here, pixels, data)
+    trained = stages.fit(job)
+    leaves.leave(job, trained)
+    made = bundles.load(job.folder_of / "bundle")
+    jax.tree.map(np.testing.assert_array_equal, made.params, trained.params)
+    jax.tree.map(np.testing.assert_array_equal, made.batch_stats, trained.batch_stats)
 
 
 def test_the_head_starts_as_the_probe_of_the_folds_training_rows_alone(begin):

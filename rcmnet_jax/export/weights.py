@@ -10,15 +10,12 @@ import numpy as np
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.export.folder import architecture, temperature_of
-from rcmnet_jax.files import write_atomic, write_json
+from rcmnet_jax.files import write_json, write_safetensors
 
 
 def write_weights(bundle: Bundle, folder: Path) -> None:
     """Writes model.safetensors, named as torchvision's and timm's state dicts, and architecture.json."""
-    from safetensors.numpy import save
-
-    state = to_torch(bundle.params, bundle.batch_stats)
-    write_atomic(folder / "model.safetensors", save({name: state[name] for name in sorted(state)}))
+    write_safetensors(folder / "model.safetensors", to_torch(bundle.params, bundle.batch_stats))
     write_json(folder / "architecture.json", architecture(bundle.network, temperature_of(bundle), bundle.views))
 
 
