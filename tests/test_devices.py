@@ -65,10 +65,9 @@ def test_two_processes_do_a_whole_run_together(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    several = "--config.steps_per_dispatch=2"
     words = (
         "--config=configs/cart.py:smoke",
-        several,
+        "--config.steps_per_dispatch=2",
         f"--workdir={tmp_path / 'run'}",
         f"--coordinator=127.0.0.1:{port}",
     )

@@ -43,8 +43,8 @@ def widen(params: Tree, network: Network) -> Tree:
 
 
 def narrow(params: Tree, network: Network) -> Tree:
-    """The inverse of `widen`; of numpy arrays copies, for not everything that takes an array minds a view's strides."""
-    return _changed(params, network, lambda leaf: leaf[..., : network.classes].copy())
+    """The inverse of `widen`."""
+    return _changed(params, network, lambda leaf: leaf[..., : network.classes])
 
 
 def _changed(params: Tree, network: Network, change: Callable[[Any], Any]) -> Tree:
