@@ -54,6 +54,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "*.crop": (lambda v: v <= 1, "0 (as image.crop) or in (0, 1]"),
     "source.start_size": (lambda v: v == 0 or v >= 32, "0 (full size throughout) or at least 32 pixels"),
     "source.grow": (lambda v: 0 < v < 1, "in (0, 1)"),
+    "source.soft_folds": (lambda v: v == 0 or 2 <= v <= 20, "0 (off) or from 2 to 20"),
     "source.soft_weight": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "source.val_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "target.inner_fraction": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
@@ -116,6 +117,11 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
     if not config.has_source and not config.source.init_from:
         raise UserError("config.source.init_from='': source.data=none needs weights to start from. Give a path here.")
+    if config.source.soft_labels and config.source.soft_folds:
+        raise UserError(
+            f"config.source.soft_folds={config.source.soft_folds}: makes the tables that config.source.soft_labels "
+            "gives. Leave one of them out."
+        )
     if config.source.start_size >= config.source_size:
         raise UserError(
             f"config.source.start_size={config.source.start_size}: must be below the images' size of "

@@ -104,6 +104,7 @@ class SourceConfig:
     )
     grow: float = 0.5  # share of the steps at start_size
     soft_labels: tuple[str, ...] = ()  # predictions tables of the training images, by networks that had not seen them
+    soft_folds: int = 0  # such tables made here: networks trained on all folds of the training part but one; 0: off
     soft_weight: float = 0.5  # share of the target that their probabilities have; the rest is the smoothed label
     layer_decay: float = 1.0  # learning rate factor per stage below the head, where weights come from init_from
     pull: float = 0.0  # decay of weights from init_from to their start, in place of weight_decay

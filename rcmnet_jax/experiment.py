@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax import canary, conclusion, intake, jobs, leaves, runtime, stages
+from rcmnet_jax import canary, conclusion, distillation, intake, jobs, leaves, runtime, stages
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint import published
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
-from rcmnet_jax.data.prepare import PreparedSet
-from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation import calibration, soft_labels
-from rcmnet_jax.files import write_json
+from rcmnet_jax.evaluation import calibration
 from rcmnet_jax.intake import Data
 from rcmnet_jax.report import answers
 from rcmnet_jax.stages import Job, Pixels, Run
@@ -27,7 +21,7 @@ from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement, barrier, is_main_process
 from rcmnet_jax.training.stop import StopRequest
-from rcmnet_jax.workdir import note_environment, opened, read_json
+from rcmnet_jax.workdir import note_environment, opened
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
@@ -91,8 +85,8 @@ def pretrain(here: Run, data: Data) -> Bundle:
             "pretrain", Pixels(data.source, here), rows, network, start.weights, config.source,
             optimizers.total_steps(config.source.epochs, len(rows), config.batch_size),
             transferred=start.transferred, watch=data.holdout["val"],
-            soft=_soft_labels(here, data.source, rows) if config.source.soft_labels else None,
         )  # fmt: skip
+        job = distillation.distilled(job)
         trained = stages.fit(job)
         leaves.leave(job, trained)
         split = _reported(data)
@@ -120,24 +114,6 @@ def _source_baseline(here: Run, data: Data) -> None:
         split = _reported(data)
         train, reported = data.holdout["train"], data.holdout[split]
         shortcut_leaf(here, source, train, reported, name, split=split, seed=-1, fold=-1)
-
-
-def _soft_labels(here: Run, source: PreparedSet, rows: np.ndarray) -> np.ndarray:
-    """(N, K) float32, the share of each training image's target that the tables give; notes which tables they were."""
-    stage, note = here.config.source, here.workdir / "pretrain" / "soft_labels.json"
-    found = np.zeros((len(source.examples.path), len(source.classes)), np.float32)
-    found[rows] = stage.soft_weight * soft_labels.read(stage.soft_labels, source.examples.path[rows], source.classes)
-    facts = {"sha256": hashlib.sha256(found.tobytes()).hexdigest(), "images": int(found.any(1).sum())}
-    if note.exists() and read_json(note) != facts:
-        raise UserError(
-            f"config.source.soft_labels={','.join(stage.soft_labels)}: the tables have changed since {here.workdir} "
-            "began. Restore them, or give another --workdir."
-        )
-    if is_main_process():
-        write_json(note, facts)
-    barrier("pretrain/soft_labels")
-    here.around.console.say(f"pretrain: {facts['images']} of {len(rows)} training images have soft labels")
-    return found
 
 
 def _calibrate(here: Run, folder: Path, data: Data) -> None:

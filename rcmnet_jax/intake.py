@@ -17,6 +17,7 @@ from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.partition import limited
 from rcmnet_jax.data.prepare import PreparedSet, cache_folder, prepare
+from rcmnet_jax.data.split_file import write_splits
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import write_atomic, write_json
@@ -205,7 +206,7 @@ def _write(
 ) -> None:
     folder = workdir / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    splits.write_splits(
+    write_splits(
         folder / "splits.csv",
         source=(source.examples, source.classes, holdout) if source else None,
         target=(target.examples, target.classes, dict(enumerate(folds))) if target else None,

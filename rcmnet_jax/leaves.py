@@ -41,11 +41,16 @@ def provenance(job: Job, trained: Trained) -> dict[str, Any]:
     }
 
 
-def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
-    """Writes the network's bundle into its folder; `ratios` are as for `novelty.widened`."""
+def bundle_of(job: Job, trained: Trained) -> Bundle:
+    """The network as a bundle in memory, without calibration."""
     data = job.pixels.data
     made = Bundle(job.network, data.classes, data.rule, trained.params, trained.batch_stats, provenance(job, trained))
-    made = dataclasses.replace(made, views=job.pixels.run.config.evaluation.views)
+    return dataclasses.replace(made, views=job.pixels.run.config.evaluation.views)
+
+
+def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
+    """Writes the network's bundle into its folder; `ratios` are as for `novelty.widened`."""
+    data, made = job.pixels.data, bundle_of(job, trained)
     try:
         facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
     finally:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcmnet_jax.data.partition import deal, units
-from rcmnet_jax.data.splits import contradictions, cross_validation, describe_holdout, holdout, write_splits
+from rcmnet_jax.data.split_file import write_splits
+from rcmnet_jax.data.splits import contradictions, cross_validation, describe_holdout, holdout, source_folds
 from rcmnet_jax.errors import UserError
 
 CLASSES = ("a", "b", "c")
@@ -82,6 +83,28 @@ def test_a_holdout_cuts_no_duplicate_and_no_group_that_it_need_not(data, seed):
     assert_uncut(parts["train"], parts["val"], data.pixels)
     if "too good" not in describe_holdout(data, CLASSES, parts):
         assert_uncut(parts["train"], parts["val"], data.group)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sets(), st.integers(0, 5), st.integers(2, 4))
+def test_folds_of_the_source_cut_no_group_nor_duplicate_and_hold_out_every_row_once(data, seed, count):
+    rows = np.flatnonzero(data.label >= 0)[::2]
+    try:
+        folds, _ = source_folds(data, CLASSES, rows, count=count, seed=seed)
+    except (UserError, ValueError):
+        assert len(set(units(data.group[rows], data.pixels[rows]))) < count or len(set(data.label[rows])) < 3
+        return
+    np.testing.assert_array_equal(np.sort(np.concatenate([fold.test for fold in folds])), rows)
+    for fold in folds:
+        np.testing.assert_array_equal(np.sort(np.concatenate([fold.train, fold.test])), rows)
+        assert_uncut(fold.train, fold.test, data.group)
+        assert_uncut(fold.train, fold.test, data.pixels)
+
+
+def test_more_folds_of_the_source_than_patients_are_refused():
+    data = examples([0, 1, 0, 1, 2, 2], group=["p", "p", "q", "q", "r", "r"])
+    with pytest.raises(UserError, match=r"source\.soft_folds=4: the training part has 3 groups"):
+        source_folds(data, CLASSES, np.arange(6), count=4, seed=0)
 
 
 @settings(max_examples=60, deadline=None)

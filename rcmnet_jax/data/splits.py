@@ -6,11 +6,8 @@ take no part.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,14 +15,10 @@ import numpy as np
 from rcmnet_jax.data.partition import Rows, Strings, deal, units
 from rcmnet_jax.data.user_split import own_fold, own_split
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import write_atomic
 
 if TYPE_CHECKING:
-    import _csv
-
     from rcmnet_jax.data.prepare import Examples
 
-COLUMNS = ("set", "path", "label", "group", "seed", "fold", "role")
 Links = tuple[Strings, ...]
 
 _DEFAULT_FOLDS = 5
@@ -123,6 +116,28 @@ def cross_validation(
     said += _absences(examples, classes, result)
     said += contradictions(examples, classes, labelled)
     return result, " ".join(said)
+
+
+def source_folds(
+    examples: Examples, classes: Sequence[str], rows: Rows, *, count: int, seed: int, twins: Strings | None = None
+) -> tuple[list[Fold], str]:
+    """Folds of the source's training `rows`, without inner parts, and a line on what they fall short of.
+
+    `twins` is as for `cross_validation`.
+
+    Raises:
+      UserError: fewer units than folds.
+    """
+    unit = units(*(column[rows] for column in (examples.group, *_links(examples, twins))))
+    if (many := int(unit.max()) + 1) < count:
+        raise UserError(
+            f"source.soft_folds={count}: the training part has {many} groups or distinct images. Set fewer."
+        )
+    part = deal(unit, examples.label[rows], len(classes), np.full(count, 1 / count), seed)
+    folds = [Fold(rows[part != k], np.empty(0, np.int64), rows[part == k]) for k in range(count)]
+    for k, fold in enumerate(folds):
+        _two_classes(examples, fold.train, f"fold {k} of source.soft_folds")
+    return folds, " ".join([f"{count} folds of {len(rows)} training images.", *_absences(examples, classes, folds)])
 
 
 def contradictions(examples: Examples, classes: Sequence[str], rows: Rows | None = None) -> list[str]:
@@ -253,46 +268,3 @@ def _absences(examples: Examples, classes: Sequence[str], folds: list[Fold]) -> 
                 f"Class '{name}' is missing from the test part of fold {', '.join(untested)}: it has too few groups."
             )
     return said
-
-
-SourcePart = tuple["Examples", Sequence[str], Mapping[str, Rows]]
-TargetPart = tuple["Examples", Sequence[str], Mapping[int, Sequence[Fold]]]
-
-
-def write_splits(path: Path, *, source: SourcePart | None = None, target: TargetPart | None = None) -> None:
-    """Writes every role of every image as CSV: one line for each (set, seed, fold, image), so that one filter gives
-    one part.
-
-    Columns: set (source|target), path, label, group, seed, fold, role (train|inner|val|test). A row of role inner
-    belongs to the fold's training part too. The source has one split, so its seed and fold are empty. Lines are in
-    the order of rows; UTF-8, LF, the same bytes for the same splits. The file appears whole or not at all.
-
-    Args:
-      source: (examples, classes, parts of `holdout`).
-      target: (examples, classes, {seed number as in the folder's name: folds of `cross_validation`}).
-    """
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(COLUMNS)
-    if source:
-        _write(out, "source", source[0], source[1], "", "", source[2])
-    if target:
-        for seed, folds in sorted(target[2].items()):
-            for k, fold in enumerate(folds):
-                roles = {"train": np.setdiff1d(fold.train, fold.inner), "inner": fold.inner, "test": fold.test}
-                _write(out, "target", target[0], target[1], seed, k, roles)
-    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def _write(
-    out: _csv.Writer,
-    name: str,
-    examples: Examples,
-    classes: Sequence[str],
-    seed: object,
-    fold: object,
-    parts: Mapping[str, Rows],
-) -> None:
-    for i, role in sorted((int(i), role) for role, part in parts.items() for i in part):
-        label = classes[examples.label[i]] if examples.label[i] >= 0 else ""
-        out.writerow((name, examples.path[i], label, examples.group[i], seed, fold, role))
