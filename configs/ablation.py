@@ -130,6 +130,7 @@ STUDIES: dict[str, Study] = {
             "64 px, ImageNet": _WEIGHTS,
             "64 px, random": {},
             "128 px, ImageNet": _with(_WEIGHTS, {"image_size": 128, "source": GROWN}),
+            "64 px, ImageNet, distilled": _with(_WEIGHTS, {"source": {"soft_folds": 2}}),
             "64 px, ImageNet, turned": _with(_WEIGHTS, _augment(rotate=45.0)),
             "64 px, ImageNet, turned, 24 epochs": _with(_WEIGHTS, _augment(rotate=45.0), {"source": {"epochs": 24.0}}),
         },

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rcmnet_jax.data.partition import deal, units
@@ -89,10 +89,10 @@ def test_a_holdout_cuts_no_duplicate_and_no_group_that_it_need_not(data, seed):
 @given(sets(), st.integers(0, 5), st.integers(2, 4))
 def test_folds_of_the_source_cut_no_group_nor_duplicate_and_hold_out_every_row_once(data, seed, count):
     rows = np.flatnonzero(data.label >= 0)[::2]
+    assume(len(rows))
     try:
         folds, _ = source_folds(data, CLASSES, rows, count=count, seed=seed)
-    except (UserError, ValueError):
-        assert len(set(units(data.group[rows], data.pixels[rows]))) < count or len(set(data.label[rows])) < 3
+    except UserError:
         return
     np.testing.assert_array_equal(np.sort(np.concatenate([fold.test for fold in folds])), rows)
     for fold in folds:
