@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rcmnet_jax.config import ExperimentConfig, change, suggestion, to_dict
 from rcmnet_jax.errors import UserError
 
-__all__ = ["GROWN", "PBC", "REAL", "SMOKE", "SPEEDRUN", "change", "choose", "config_dict"]
+__all__ = ["GROWN", "PBC", "REAL", "SHAPES", "SMOKE", "SPEEDRUN", "change", "choose", "config_dict"]
 
 # What every `smoke` preset has: all stages at toy size, for tests.
 SMOKE: dict[str, Any] = {
@@ -36,6 +36,10 @@ GROWN: dict[str, Any] = {"start_size": 64, "grow": 0.6}
 SPEEDRUN: dict[str, Any] = {"epochs": 10.0, "start_size": 64, "grow": 0.7}
 # A few hundred real cells: 40 epochs are some 800 updates a fold.
 REAL: dict[str, Any] = {"epochs": 40.0, "optimizer": {"learning_rate": 0.2}}
+# Where classes are shapes, as of red cells: larger images, twice the rate, every angle. Chosen on Chula's inner splits.
+SHAPES: dict[str, Any] = {
+    "image_size": 96, "epochs": 30.0, "optimizer": {"learning_rate": 0.4}, "augment": {"rotate": 45.0},
+}  # fmt: skip
 
 
 def config_dict(config: ExperimentConfig) -> ConfigDict:

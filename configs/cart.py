@@ -4,6 +4,7 @@
     python launch.py --config=configs/cart.py:smoke      every stage at toy size, under a minute: for tests
     python launch.py --config=configs/cart.py:paper      224 px, for accelerators
     python launch.py --config=configs/cart.py:real       for real cells: the recipe of configs/pbc.py, longer transfers
+    python launch.py --config=configs/cart.py:shapes     the same where classes are shapes, as of red cells
     python launch.py --config=configs/cart.py:auto       each fold takes the recipe that its inner split likes best
 
 With real cells: :real --config.source.data=PBC_dataset_normal_DIB.zip --config.target.data=FOLDER_OR_CSV
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import PBC, REAL, SMOKE, change, choose
+from configs.base import PBC, REAL, SHAPES, SMOKE, change, choose
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.recipes import RECIPES
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The config of a preset: '' (default), 'smoke', 'real', 'paper' or 'auto'."""
+    """The config of a preset: '' (default), 'smoke', 'real', 'shapes', 'paper' or 'auto'."""
     base = ExperimentConfig()
     # Synthetic cells are easy, and whoever tries this out waits for it.
     default = change(base, source={"epochs": 8.0}, target={"epochs": 6.0})
@@ -36,6 +37,7 @@ def get_config(preset: str = "") -> ConfigDict:
         target=REAL,
         evaluation={"views": "dihedral"},
     )
+    shapes = change(real, target=SHAPES)
     bfloat16 = {"precision": "bfloat16"}
     paper = change(
         real,
@@ -50,5 +52,5 @@ def get_config(preset: str = "") -> ConfigDict:
         target={"recipes": tuple(RECIPES), "budget_minutes": 60.0},
         evaluation={"views": "dihedral"},
     )
-    presets = {"": default, "smoke": smoke, "real": real, "paper": paper, "auto": auto}
+    presets = {"": default, "smoke": smoke, "real": real, "shapes": shapes, "paper": paper, "auto": auto}
     return choose(preset, presets, "configs/cart.py")

@@ -15,7 +15,7 @@ from rcmnet_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = [
-    *(("cart", preset) for preset in ("", "smoke", "real", "paper", "auto")),
+    *(("cart", preset) for preset in ("", "smoke", "real", "shapes", "paper", "auto")),
     *(("pbc", preset) for preset in ("", "128", "224", "speedrun", "speedrun-gpu", "plain", "smoke")),
     ("bloodmnist", ""),
 ]
