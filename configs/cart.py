@@ -24,7 +24,7 @@ def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset: '' (default), 'smoke', 'real', 'shapes', 'paper' or 'auto'."""
     base = ExperimentConfig()
     # Synthetic cells are easy, and whoever tries this out waits for it.
-    default = change(base, source={"epochs": 8.0}, target={"epochs": 6.0})
+    default = change(base, source={"epochs": 7.0}, target={"epochs": 5.0})
     smoke = change(
         base,
         **SMOKE,

@@ -236,3 +236,24 @@ def test_real_cells_go_the_whole_way(tmp_path, real_data):
     assert "Research use only" in report
     assert not np.isnan(float(rows[0]["confidence"]))
     assert Path(tmp_path / "real/comparison.json").exists()
+
+
+def test_what_a_run_leaves_knows_its_cells(tmp_path):
+    """Far above chance in every bundle, read back from disk: a wrong head, or images shown otherwise, would not be."""
+    status, _, err = launch(
+        tmp_path / "run",
+        "--config.source.data=synthetic:pbc",
+        "--config.source.epochs=3.0",
+        "--config.target.data=synthetic:cart",
+        "--config.target.epochs=12.0",
+        "--config.target.optimizer.learning_rate=0.4",
+        "--config.target.arms=transfer,probe",
+    )
+    assert status == 0, err
+    for folder, chance in (("pretrain", 1 / 8), ("transfer/seed_0/fold_0", 1 / 4), ("transfer/seed_0/fold_1", 1 / 4)):
+        metrics = json.loads((tmp_path / "run" / folder / "metrics.json").read_text())
+        assert metrics["balanced_accuracy"]["low"] > 1.5 * chance, (folder, metrics["balanced_accuracy"])
+    answers = tmp_path / "answers.csv"
+    assert run("-m", "rcmnet_jax", "predict", tmp_path / "run/bundle", "synthetic:cart", "--output", answers)[0] == 0
+    rows = table(answers)
+    assert np.mean([row["label"] == row["prediction"] for row in rows]) > 2 / 4

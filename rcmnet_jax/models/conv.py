@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rcmnet_jax.models.backend import traced_once
 from rcmnet_jax.models.plain import materialised, plain_conv, plain_max_pool
 from rcmnet_jax.models.reduce import on_cpu
 from rcmnet_jax.models.turned import turned_conv
@@ -62,6 +63,7 @@ def by_rows(x: Array, kernel: Array) -> Array:
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+@traced_once("padding")
 def banded_conv(x: Array, kernel: Array, padding: int) -> Array:
     """At stride 1 the same as one product of the rows of x with a band matrix that holds the kernel, then a sum.
 
@@ -119,6 +121,7 @@ def _output(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, paddin
     return tuple((image[a + 1] + 2 * padding - kernel[a]) // stride + 1 for a in (0, 1))  # type: ignore[return-value]
 
 
+@traced_once("stride", "padding")
 def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """The same as one product a tap of the kernel, of the pixels that it meets, added up where they belong.
 
@@ -141,6 +144,7 @@ def taps_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return total.astype(x.dtype)
 
 
+@traced_once("stride", "padding")
 def patches_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """The same as one product of the patches of x, padding included, with the whole kernel."""
     rows, columns = _output(x.shape, kernel.shape, stride, padding)

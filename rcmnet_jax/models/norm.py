@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from rcmnet_jax.models.backend import traced_once
 from rcmnet_jax.models.layers import parameter, statistic
 from rcmnet_jax.models.reduce import sum_channels, sum_rows
 
@@ -52,6 +53,7 @@ def batch_norm(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array
     return y, mean, var
 
 
+@traced_once()
 def _normalise(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array, Array]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = math.prod(x.shape[:-1])
@@ -66,6 +68,7 @@ def _forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, A
     return (y, mean, var), (x, mean, spread, scale)
 
 
+@traced_once()
 def _backward(saved: tuple[Array, ...], gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     """Ioffe and Szegedy 2015, section 3, with the sums taken once."""
     x, mean, spread, scale = saved

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from rcmnet_jax.models.backend import on_cpu as on_cpu
+from rcmnet_jax.models.backend import traced_once
 
 # Of the sizes tried, 8 slices were best: of one array of 33 MB, and of one that stays in the cache.
 _SLICES = (8, 4, 2, 1)
@@ -103,11 +104,13 @@ def summarise_space(x: Array) -> tuple[Array, Array]:
     return sum_space(x) / math.prod(x.shape[1:3]), max_space(x)
 
 
+@traced_once()
 def _space_forward(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     mean, peak = summarise_space(x)
     return (mean, peak), (x, peak)
 
 
+@traced_once()
 def _space_backward(saved: tuple[Array, Array], gradients: tuple[Array, Array]) -> tuple[Array]:
     x, peak = saved
     mask = _at_peak(x, peak[:, None, None])
@@ -124,11 +127,13 @@ def summarise_channels(x: Array) -> Array:
     return jnp.stack([max_channels(x), sum_channels(x) / x.shape[-1]], axis=-1)
 
 
+@traced_once()
 def _channels_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     peak = max_channels(x)
     return jnp.stack([peak, sum_channels(x) / x.shape[-1]], axis=-1), (x, peak)
 
 
+@traced_once()
 def _channels_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
     x, peak = saved
     mask = _at_peak(x, peak[..., None])
@@ -149,6 +154,7 @@ def _gated_forward(x: Array, gate: Array) -> tuple[Array, tuple[Array, Array]]:
     return x * gate, (x, gate)
 
 
+@traced_once()
 def _gated_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, gate = saved
     if gate.shape[-1] == 1:

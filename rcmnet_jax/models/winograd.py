@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from numpy.polynomial import polynomial
 
+from rcmnet_jax.models.backend import traced_once
 from rcmnet_jax.models.plain import materialised
 
 _TAPS = 3
@@ -50,6 +51,11 @@ def winograd_conv(x: Array, kernel: Array, tile: int) -> Array:
     tile is 4 or 2: pixels along a side of what is computed at once. Where it does not divide H
     and W, the last are computed in vain and cut off.
     """
+    return _convolved(x, kernel, tile)
+
+
+@traced_once("tile")
+def _convolved(x: Array, kernel: Array, tile: int) -> Array:
     products = [v @ u for v, u in zip(_input_tiles(x, tile), _filters(kernel, tile), strict=True)]
     return _output(products, (*x.shape[:3], kernel.shape[3]), tile)
 
@@ -59,7 +65,11 @@ def _forward(x: Array, kernel: Array, tile: int) -> tuple[Array, tuple[Array, Ar
 
 
 def _backward(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+    return _gradients(*saved, dy, tile)
+
+
+@traced_once("tile")
+def _gradients(x: Array, kernel: Array, dy: Array, tile: int) -> tuple[Array, Array]:
     dx = winograd_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), tile)
     pairs = zip(_input_tiles(x, tile), _output_transposed(dy, tile), strict=True)
     products = jnp.stack([v.T @ m for v, m in pairs])

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from rcmnet_jax.config import OptimizerConfig
+from rcmnet_jax.models.backend import traced_once
 from rcmnet_jax.models.reduce import sum_rows
 
 Tree = Any
@@ -57,10 +58,15 @@ def clipping(config: OptimizerConfig, norm: jax.Array) -> jax.Array:
 
 def total(tree: Tree, of: Callable[[jax.Array], jax.Array], weights: Tree = None) -> jax.Array:
     """Sum over all elements of `of(element)`, each leaf's times its weight () where there are some."""
-    sums = jax.tree.map(lambda x: sum_rows(jnp.atleast_1d(x), of=of).sum(), tree)
+    sums = jax.tree.map(lambda x: _sum(x, of), tree)
     if weights is not None:
         sums = jax.tree.map(jnp.multiply, sums, weights)
     return jax.tree.reduce(jnp.add, sums)
+
+
+@traced_once("of")
+def _sum(x: jax.Array, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    return sum_rows(jnp.atleast_1d(x), of=of).sum()
 
 
 def _decay(rate: float, decays: Callable[[Path], bool]) -> optax.GradientTransformationExtraArgs:
