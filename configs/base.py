@@ -36,7 +36,7 @@ GROWN: dict[str, Any] = {"start_size": 64, "grow": 0.6}
 SPEEDRUN: dict[str, Any] = {"epochs": 10.0, "start_size": 64, "grow": 0.7}
 # A few hundred real cells: 40 epochs are some 800 updates a fold.
 REAL: dict[str, Any] = {"epochs": 40.0, "optimizer": {"learning_rate": 0.2}}
-# Where classes are shapes, as of red cells: larger images, twice the rate, every angle. Chosen on Chula's inner splits.
+# Where classes are shapes, as of red cells: larger, twice the rate, every angle; each chosen on Chula's inner splits.
 SHAPES: dict[str, Any] = {
     "image_size": 96, "epochs": 30.0, "optimizer": {"learning_rate": 0.4}, "augment": {"rotate": 45.0},
 }  # fmt: skip

@@ -26,7 +26,7 @@ from rcmnet_jax.workdir import read_json
 
 
 def distilled(job: Job) -> Job:
-    """The job with soft targets where the config asks for them; notes in its folder which tables they came from.
+    """The job with soft targets where the config asks for them; notes a digest of them in its folder.
 
     Raises:
       UserError: tables that cannot be read or do not fit, or that have changed since the run began.
@@ -41,9 +41,10 @@ def distilled(job: Job) -> Job:
     facts = {"sha256": hashlib.sha256(found.tobytes()).hexdigest(), "images": int(found.any(1).sum())}
     note = job.folder_of / "soft_labels.json"
     if note.exists() and read_json(note) != facts:
+        name = "soft_labels" if asked.soft_labels else "soft_folds"
         raise UserError(
-            f"config.source.soft_labels={','.join(files)}: the tables have changed since {here.workdir} began. "
-            "Restore them, or give another --workdir."
+            f"config.source.{name}: the predictions in {', '.join(files)} have changed since {here.workdir} began to "
+            "learn from them. Restore them, or give another --workdir."
         )
     if is_main_process():
         write_json(note, facts)
@@ -60,15 +61,19 @@ def _folds(job: Job, count: int) -> list[Path]:
         data.examples, data.classes, job.rows, count=count, seed=config.seed, twins=audit.twins(data, config.audit)
     )
     here.around.console.say(f"{job.name}: {said}")
-    tables = []
+    label, tables = data.examples.label, []
     for number, fold in enumerate(folds):
         here.around.stop.check()
+        # Of a class that it was not shown a network knows nothing: such images keep their labels.
+        held_out = fold.test[np.isin(label[fold.test], label[fold.train])]
+        if not len(held_out):
+            continue
         name = f"{job.name}/folds/fold_{number}"
         tables.append(here.workdir / name / "predictions.csv")
         if not leaves.is_done(here.workdir / name, network=False):
             steps = optimizers.total_steps(config.source.epochs, len(fold.train), config.batch_size)
             fold_job = dataclasses.replace(job, name=name, rows=fold.train, steps=steps, watch=fold.inner)
-            _leave(fold_job, fold.test, number)
+            _leave(fold_job, held_out, number)
     return tables
 
 
@@ -77,7 +82,9 @@ def _leave(job: Job, rows: np.ndarray, fold: int) -> None:
     here = job.pixels.run
     trained = stages.fit(job)
     made = leaves.bundle_of(job, trained)
-    table = leaves.table_of(made, job.pixels.data, rows, here.placement, split="oof", seed=-1, fold=fold)
-    trained.settle()
+    try:
+        table = leaves.table_of(made, job.pixels.data, rows, here.placement, split="oof", seed=-1, fold=fold)
+    finally:
+        trained.settle()  # nothing is written of a network whose last checkpoint is not kept
     leaves.report_leaf(here, job.folder_of, table, leaves.provenance(job, trained))
     conclusion.say_leaf(here, job.folder_of, job.name)

@@ -39,17 +39,20 @@ def test_targets_hold_what_the_network_that_had_not_seen_the_image_says_at_its_w
     for fold in range(3):
         folder = tmp_path / f"pretrain/folds/fold_{fold}"
         held_out = rows_of(folder / "predictions.csv")
-        assert json.loads((folder / "metrics.json").read_text())["n"] == len(held_out)
+        trained_on = json.loads((folder / "metrics.json").read_text())["provenance"]["data"]["train_images"]
+        assert trained_on == len(job.rows) - len(held_out)
         for row in held_out:
             said = [0.3 * float(row[f"p_{name}"]) for name in data.classes]
             np.testing.assert_allclose(made.soft[place[row["path"]]], said, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_between_the_folds_and_ends_as_one_that_was_not_stopped(tmp_path):
+def test_a_run_goes_on_within_a_fold_and_ends_as_one_that_was_not_stopped(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    status, said, err = launch(whole, FOLDS, config="configs/pbc.py:smoke")
+    words = FOLDS, "--config.checkpoint.every_steps=1"
+    status, said, err = launch(whole, *words, config="configs/pbc.py:smoke")
     assert status == 0, err
+    assert "pretrain/folds/fold_0:" in said + err
     assert re.search(r"(\d+) of \1 training images have soft labels", said + err)
     tables = [rows_of(whole / f"pretrain/folds/fold_{fold}/predictions.csv") for fold in (0, 1)]
     with (whole / "data/splits.csv").open(newline="") as file:
@@ -57,14 +60,19 @@ def test_a_run_goes_on_between_the_folds_and_ends_as_one_that_was_not_stopped(tm
     assert sorted(row["path"] for table in tables for row in table) == train
     shutil.copytree(whole, stopped)
     (stopped / "report.html").unlink()
-    for name in ("folds/fold_1", "bundle", "checkpoints"):
+    for name in ("bundle", "checkpoints"):
         shutil.rmtree(stopped / "pretrain" / name)
-    for name in ("predictions.csv", "metrics.json", "soft_labels.json"):
+    for name in ("predictions.csv", "metrics.json"):
         (stopped / "pretrain" / name).unlink()
-    status, said, err = launch(stopped, FOLDS, config="configs/pbc.py:smoke")
+        (stopped / "pretrain/folds/fold_1" / name).unlink()
+    (stopped / "pretrain/soft_labels.json").unlink()
+    shutil.rmtree(max((stopped / "pretrain/folds/fold_1/checkpoints").glob("step_*")))
+    status, said, err = launch(stopped, *words, config="configs/pbc.py:smoke")
     assert status == 0, err
-    assert "pretrain/folds/fold_0: step" not in said
-    for name in ("pretrain/folds/fold_1/predictions.csv", "predictions.csv"):
+    assert "pretrain/folds/fold_0:" not in said + err
+    assert "pretrain/folds/fold_1: going on from step" in said + err
+    for name in ("folds/fold_1/predictions.csv", "soft_labels.json", "predictions.csv", "bundle/SHA256SUMS"):
+        name = f"pretrain/{name}"
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
 
 

@@ -126,7 +126,7 @@ def source_folds(
     `twins` is as for `cross_validation`.
 
     Raises:
-      UserError: fewer units than folds.
+      UserError: fewer units than folds, or a fold that leaves one class to train on.
     """
     unit = units(*(column[rows] for column in (examples.group, *_links(examples, twins))))
     if (many := int(unit.max()) + 1) < count:

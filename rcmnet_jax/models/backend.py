@@ -30,7 +30,8 @@ def traced_once(*static: str) -> Callable[[Function], Function]:
     """Has a function traced and lowered once for all arguments of the same shapes, within a program as well.
 
     A network calls its parts with few shapes many times. Without this each call is written out anew: tracing RCMNet's
-    training step took twice as long. XLA puts the copies in place before it looks at the program. `static` names the
-    arguments that are no arrays. What `on_cpu` says is part of the key.
+    training step took 1.3 to 1.6 times as long, its text had twice the lines (docs/performance.md). XLA puts the copies
+    in place before it looks at the program. `static` names the arguments that are no arrays; whether the program is to
+    be `portable` is part of the key as well.
     """
     return functools.partial(jax.jit, static_argnames=static)  # type: ignore[return-value]

@@ -185,6 +185,7 @@ def embedding_map(found: Embedding | None, table: Table) -> Figure | None:
 
 def learning(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Training loss, what was watched, and the learning rate, against the step, one column an arm."""
+    log = [row for row in log if "/folds/" not in str(row["stage"])]  # networks that only make soft targets
     trained = [row for row in log if row.get("loss") is not None and row.get("kind", "train") == "train"]
     arms = list(dict.fromkeys(str(row["stage"]).split("/")[0] for row in trained))[:4]
     if not arms:

@@ -153,6 +153,11 @@ def _trained(here: Run, data: Data) -> list[str]:
     start = f"the weights of {config.source.init_from}" if config.source.init_from else "random weights"
     if data.source is not None:
         sentences.append(f"Pretraining took {config.source.epochs:g} epochs from {start}.")
+        if config.source.soft_folds or config.source.soft_labels:
+            sentences.append(
+                f"Of each image's target there {100 * config.source.soft_weight:g}% is what networks that had not "
+                "seen it say of it, the rest its label."
+            )
     if data.target is not None and config.target.recipes:
         sentences.append("Each fold was fine-tuned by the recipe that did best on its inner split.")
     elif data.target is not None:
