@@ -242,17 +242,15 @@ def test_what_a_run_leaves_knows_its_cells(tmp_path):
     """Far above chance when read back from disk: a wrong head, or images shown otherwise, would not be."""
     status, _, err = launch(
         tmp_path / "run",
-        "--config.source.data=synthetic:pbc",
-        "--config.source.epochs=3.0",
         "--config.target.data=synthetic:cart",
         "--config.target.epochs=12.0",
         "--config.target.optimizer.learning_rate=0.4",
         "--config.target.arms=transfer",
     )
     assert status == 0, err
-    for folder, chance in (("pretrain", 1 / 8), ("transfer/seed_0/fold_0", 1 / 4), ("transfer/seed_0/fold_1", 1 / 4)):
-        metrics = json.loads((tmp_path / "run" / folder / "metrics.json").read_text())
-        assert metrics["balanced_accuracy"]["value"] > 1.5 * chance, (folder, metrics["balanced_accuracy"])
+    for fold in ("fold_0", "fold_1"):
+        metrics = json.loads((tmp_path / "run/transfer/seed_0" / fold / "metrics.json").read_text())
+        assert metrics["balanced_accuracy"]["value"] > 1.5 / 4, fold  # of four classes; 0.6 to 0.7 was seen
     answers = tmp_path / "answers.csv"
     assert run("-m", "rcmnet_jax", "predict", tmp_path / "run/bundle", "synthetic:cart", "--output", answers)[0] == 0
     rows = table(answers)
