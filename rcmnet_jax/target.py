@@ -100,14 +100,20 @@ def _final(here: Run, pixels: Pixels, data: Data, source: Bundle | None, search:
         settings = search.settings(chosen)
         if is_main_process():
             write_json(folder / "choice.json", {"recipe": chosen})
-    job = _final_job(here, pixels, data, source, settings)
+    job = final_job(here, pixels, data, source, settings)
     trained = stages.fit(job)
     leaves.leave(dataclasses.replace(job, chosen=chosen), trained, _out_of_fold_ratios(here, data))
 
 
-def _final_job(here: Run, pixels: Pixels, data: Data, source: Bundle | None, settings: TargetConfig) -> Job:
+def final_job(here: Run, pixels: Pixels, data: Data, source: Bundle | None, settings: TargetConfig) -> Job:
+    """The training on every labelled image, for as many steps as the folds took."""
     rows = np.flatnonzero(pixels.data.examples.label >= 0)
     job = jobs.make_job(here, pixels, FINAL, "transfer", rows, source, settings)
+    if settings.limit:  # epochs are of the folds' few images: of all of them they would be many times the steps
+        most = max(len(fold.train) for folds in data.folds for fold in folds)
+        epochs = settings.epochs, settings.freeze_epochs
+        steps, head = (jobs.steps_of(count, most, here.config.batch_size) for count in epochs)
+        job = dataclasses.replace(job, steps=steps, head_steps=head)
     if settings.select == "inner":
         return dataclasses.replace(job, steps=_settled_steps(here, data, len(rows), job.steps))
     return job

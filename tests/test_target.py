@@ -22,6 +22,7 @@ from rcmnet_jax.intake import gather
 from rcmnet_jax.recipes import RECIPES, Recipe
 from rcmnet_jax.selection import Search, search
 from rcmnet_jax.stages import Pixels, Run, Trained
+from rcmnet_jax.target import final_job
 from rcmnet_jax.training.loop import Surroundings
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement
@@ -147,6 +148,16 @@ def test_a_run_that_goes_on_tries_the_recipes_that_it_began_with(begin):
     (here.workdir / "candidates").mkdir()
     (here.workdir / "candidates/plan.json").write_text(json.dumps(plan))
     assert search(here, pixels, data, None).names == ("default", "probe")
+
+
+def test_the_final_model_takes_as_many_steps_under_a_limit_as_its_folds(begin):
+    here, pixels, data = begin(limit=3, epochs=8.0, freeze_epochs=2.0)
+    folds = [jobs.make_job(here, pixels, f"f{k}", "transfer", fold.train, None, here.config.target)
+             for k, fold in enumerate(data.folds[0])]  # fmt: skip
+    made = final_job(here, pixels, data, None, here.config.target)
+    assert len(made.rows) == (data.target.examples.label >= 0).sum() > max(len(job.rows) for job in folds)
+    assert made.steps == max(job.steps for job in folds)
+    assert made.head_steps == max(job.head_steps for job in folds) < made.steps
 
 
 def test_a_limit_cuts_the_training_rows_and_leaves_the_test_rows_as_they_are(begin):
