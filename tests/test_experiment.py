@@ -246,6 +246,7 @@ def test_what_a_run_leaves_knows_its_cells(tmp_path):
         "--config.target.epochs=12.0",
         "--config.target.optimizer.learning_rate=0.4",
         "--config.target.arms=transfer",
+        "--config.checkpoint.every_steps=0",
     )
     assert status == 0, err
     for fold in ("fold_0", "fold_1"):
