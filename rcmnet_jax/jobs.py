@@ -71,16 +71,21 @@ def make_job(
     source: Bundle | None,
     settings: TargetConfig,
     *,
+    images: int = 0,
     aloud: bool = False,
 ) -> Job:
-    """The training of an arm's network on some rows of the target; `name` is its folder and seeds all it draws."""
+    """The training of an arm's network on some rows of the target; `name` is its folder and seeds all it draws.
+
+    `images` are those that an epoch counts, 0: the rows.
+    """
     network = network_of(here.config, len(pixels.data.classes), here.config.target_size)
     start = start_of(here, network, name, arm, source, aloud=aloud)
     weights = start.weights
     if settings.head == "probe" and arm != "scratch":
         weights = with_probe(pixels, network, weights, rows)
-    head = steps_of(settings.freeze_epochs, len(rows), here.config.batch_size) if arm != "scratch" else 0
-    steps = steps_of(settings.epochs, len(rows), here.config.batch_size)
+    images = images or len(rows)
+    head = steps_of(settings.freeze_epochs, images, here.config.batch_size) if arm != "scratch" else 0
+    steps = steps_of(settings.epochs, images, here.config.batch_size)
     return Job(name, pixels, rows, network, weights, settings, steps, head, start.transferred)
 
 

@@ -108,12 +108,9 @@ def _final(here: Run, pixels: Pixels, data: Data, source: Bundle | None, search:
 def final_job(here: Run, pixels: Pixels, data: Data, source: Bundle | None, settings: TargetConfig) -> Job:
     """The training on every labelled image, for as many steps as the folds took."""
     rows = np.flatnonzero(pixels.data.examples.label >= 0)
-    job = jobs.make_job(here, pixels, FINAL, "transfer", rows, source, settings)
-    if settings.limit:  # epochs are of the folds' few images: of all of them they would be many times the steps
-        most = max(len(fold.train) for folds in data.folds for fold in folds)
-        epochs = settings.epochs, settings.freeze_epochs
-        steps, head = (jobs.steps_of(count, most, here.config.batch_size) for count in epochs)
-        job = dataclasses.replace(job, steps=steps, head_steps=head)
+    # Under a limit epochs are of the folds' few images: of all of them they would be many times the steps.
+    few = max(len(fold.train) for folds in data.folds for fold in folds) if settings.limit else 0
+    job = jobs.make_job(here, pixels, FINAL, "transfer", rows, source, settings, images=few)
     if settings.select == "inner":
         return dataclasses.replace(job, steps=_settled_steps(here, data, len(rows), job.steps))
     return job
