@@ -63,8 +63,8 @@ def test_a_head_with_columns_to_spare_learns_what_one_without_does_and_they_stay
     padded = None if soft is None else heads.pad(soft, wide.classes)
     want, expected = trained(narrow, params, stats, recipe, classes, soft)
     got, metrics = trained(wide, heads.widen(params, narrow), stats, recipe, classes, padded)
-    close = {"rtol": 1e-3, "atol": 1e-4}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), tuple(metrics), tuple(expected))
+    close = {"rtol": 1e-3, "atol": 1e-4}  # steps let rounding grow: the third's gradient differs by 2e-4 on some CPUs
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), tuple(metrics), tuple(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), heads.narrow(got.params, narrow), want.params)
     spare = [
         leaf[..., classes:]

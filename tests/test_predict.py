@@ -103,8 +103,10 @@ def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path):
     data = prepare("synthetic:cart-tiny", bundle.rule, cache=tmp_path, labelled=False, keep=False)
     whole = table_of(bundle, data, placement)
     parts = table_of(bundle, data, placement, chunk=len(whole) // 2 - 1)  # two images are left for a third part
-    for name in ("path", "probabilities", "abstain", "ood"):
+    for name in ("path", "abstain"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+    for name in ("probabilities", "ood"):  # passes of other sizes round differently
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
