@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,10 +39,8 @@ class Records:
 
     def _board(self, stage: str) -> Any:
         if stage not in self._boards:
-            from tensorboardX import SummaryWriter
-
             self.close_boards()
-            self._boards[stage] = SummaryWriter(str(self._workdir / "tensorboard" / stage))
+            self._boards[stage] = _summary_writer()(str(self._workdir / "tensorboard" / stage))
         return self._boards[stage]
 
     def close_boards(self) -> None:
@@ -56,6 +55,20 @@ class Records:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's SummaryWriter, loaded as if there were no PyTorch: it would load that too, which takes seconds."""
+    modules: dict[str, Any] = sys.modules
+    loaded = "torch" in modules
+    if not loaded:
+        modules["torch"] = None  # has `import torch` raise ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not loaded:
+            del modules["torch"]
+    return SummaryWriter
 
 
 def _drop_torn_line(path: Path) -> None:
