@@ -32,7 +32,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", [n if n != "tiles of four" else pytest.param(n, marks=pytest.mark.slow) for n in PARTS])
+@pytest.mark.parametrize("name", PARTS)
 def test_no_pixels_travel_between_devices(name):
     part, split, *whole = PARTS[name]
     placement = Placement.everywhere()
