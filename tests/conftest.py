@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,13 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RCMNET_TEST_DATA names no folder of real images")
     return Path(folder)
+
+
+@pytest.fixture
+def quickly_compiled() -> Iterator[None]:
+    """Has programs compiled in half the time, to slower code: for what hangs on no speed and on no last bit."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

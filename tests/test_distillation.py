@@ -15,6 +15,7 @@ from tests.commands import launch
 from tests.small_job import small_job
 
 FOLDS = "--config.source.soft_folds=2"
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def rows_of(file):

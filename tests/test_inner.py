@@ -11,6 +11,8 @@ from configs.base import SMOKE, change
 from rcmnet_jax.errors import UserError
 from tests.bad_input.case import BUNDLE
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def test_settings_are_those_given_over_the_preset():
     config = inner.settings("cells, new.csv", str(BUNDLE), "target.epochs=3,target.crop=0.75,model.width=8")

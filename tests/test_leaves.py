@@ -13,6 +13,8 @@ from rcmnet_jax.errors import Interrupted
 from rcmnet_jax.evaluation import novelty
 from tests.small_job import small_job
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 class Waited(Store):
     """A store that notes when it was waited for, and whose last save may have failed."""

@@ -26,6 +26,7 @@ from tests.small_job import small_job
 
 RECIPE = Recipe(OptimizerConfig(), PLAIN)
 STEPS = 9  # three epochs
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @given(some.data())

@@ -28,6 +28,7 @@ from rcmnet_jax.training.step import Recipe, make_optimizer, make_train_step
 from rcmnet_jax.training.stop import StopRequest
 from tests.small_job import small_job
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 STEPS, UNTIL, BATCH, N = 4, 2, 8, 16
 
 

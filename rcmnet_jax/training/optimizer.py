@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from rcmnet_jax.models.reduce import sum_rows
 
 Tree = Any
 Path = tuple[str, ...]
+
+_SMALL = 2**14  # elements of a leaf up to which it is summed together with others
 
 
 def map_with_names(fn: Callable[[Path], Any], tree: Tree) -> Tree:
@@ -57,11 +60,24 @@ def clipping(config: OptimizerConfig, norm: jax.Array) -> jax.Array:
 
 
 def total(tree: Tree, of: Callable[[jax.Array], jax.Array], weights: Tree = None) -> jax.Array:
-    """Sum over all elements of `of(element)`, each leaf's times its weight () where there are some."""
-    sums = jax.tree.map(lambda x: _sum(x, of), tree)
-    if weights is not None:
-        sums = jax.tree.map(jnp.multiply, sums, weights)
-    return jax.tree.reduce(jnp.add, sums)
+    """Sum over all elements of `of(element)`, each leaf's times its weight () where there are some.
+
+    Small leaves of one weight are put together and summed at once: biases and the scales of norms are two thirds of a
+    network's leaves, and a sum each of its own was a fifth of a training step's program.
+    """
+    leaves = jax.tree.leaves(tree)
+    weighing: list[jax.Array | None] = [None] * len(leaves) if weights is None else jax.tree.leaves(weights)
+    parts: list[tuple[jax.Array, jax.Array | None]] = []
+    small: dict[tuple[int, Any], list[int]] = {}
+    for k, (leaf, weight) in enumerate(zip(leaves, weighing, strict=True)):
+        if leaf.size <= _SMALL:
+            small.setdefault((id(weight), leaf.dtype), []).append(k)
+        else:
+            parts.append((leaf, weight))
+    for together in small.values():
+        parts.append((jnp.concatenate([leaves[k].ravel() for k in together]), weighing[together[0]]))
+    sums = [_sum(leaf, of) * (1 if weight is None else weight) for leaf, weight in parts]
+    return functools.reduce(jnp.add, sums)
 
 
 @traced_once("of")

@@ -13,7 +13,7 @@ import pytest
 from tests.commands import ROOT, launch, start, state_of
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("RCMNET_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("RCMNET_TEST_KILLS", "2"))
 LEAVES = ("pretrain", "transfer/seed_0/fold_1", "scratch/seed_0/fold_0", "transfer/final")
 
 
