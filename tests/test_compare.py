@@ -61,6 +61,18 @@ def test_groups_make_a_difference_less_sure():
     assert grouped["high"] - grouped["low"] > 1.5 * (alone["high"] - alone["low"])
 
 
+def test_one_group_unlike_the_others_does_not_make_the_limits_say_nothing():
+    worse = np.array([7, 8, 5, 7, 7, 1, -5, 6, 6, 8])  # of 40 images in each of ten groups
+    lost = np.stack([np.maximum(-worse, 0), np.maximum(worse, 0)])
+    good, bad = (np.arange(40) < 36 - lost[..., None]).reshape(2, 400)
+    pair = compare({"good": model(good, groups=10), "bad": model(bad, groups=10)})["pairs"][0]["top1"]
+    shares = good.reshape(10, 40).mean(1) - bad.reshape(10, 40).mean(1)
+    np.testing.assert_allclose(shares, worse / 40)
+    low, high = stats.t.interval(0.95, 9, shares.mean(), stats.sem(shares))
+    assert high - low <= pair["high"] - pair["low"] < 1.6 * (high - low)
+    assert stats.ttest_1samp(shares, 0).pvalue <= pair["p"] < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [0, 6, 40])
 def test_equal_models_are_told_apart_about_one_time_in_twenty(groups):
