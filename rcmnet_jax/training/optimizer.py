@@ -63,7 +63,7 @@ def total(tree: Tree, of: Callable[[jax.Array], jax.Array], weights: Tree = None
     """Sum over all elements of `of(element)`, each leaf's times its weight () where there are some.
 
     Small leaves of one weight are put together and summed at once: biases and the scales of norms are two thirds of a
-    network's leaves, and a sum each of its own was a fifth of a training step's program.
+    network's leaves, and a sum each of its own was a sixth of a training step's kernels.
     """
     leaves = jax.tree.leaves(tree)
     weighing: list[jax.Array | None] = [None] * len(leaves) if weights is None else jax.tree.leaves(weights)
