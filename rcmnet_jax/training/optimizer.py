@@ -82,7 +82,7 @@ def total(tree: Tree, of: Callable[[jax.Array], jax.Array], weights: Tree = None
 
 @traced_once("of")
 def _sum(x: jax.Array, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    return sum_rows(x.reshape(1, -1, x.shape[-1] if x.ndim else 1), of=of).sum()
+    return sum_rows(x.reshape(1, -1, x.shape[-1]), of=of).sum()
 
 
 def _decay(rate: float, decays: Callable[[Path], bool]) -> optax.GradientTransformationExtraArgs:
