@@ -157,11 +157,11 @@ def test_every_number_in_the_running_text(evaluated, folder, arms):
 
 
 def resampled(pull):
-    """Every resample of the groups with equal chance: its deviation over its own standard error."""
+    """Each resample of the groups, all as likely: its deviation over its standard error, half the sample's at least."""
     n = len(pull)
     drawn = pull[np.array(list(itertools.product(range(n), repeat=n)))]
-    error = np.sqrt(n / (n - 1) * ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum(1))
-    return abs(np.where(error > 1e-12, drawn.sum(1) / np.maximum(error, 1e-12), 0))
+    own, least = (np.sqrt(n * np.var(of, axis=-1, ddof=1)) for of in (drawn, pull))
+    return abs(drawn.sum(1)) / np.maximum(own, least / 2)
 
 
 def test_the_intervals_p_values_and_sentences_of_the_comparison(evaluated):
