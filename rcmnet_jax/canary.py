@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rcmnet_jax import models
 from rcmnet_jax.errors import GuardError
 from rcmnet_jax.models.cbam import CBAM
 from rcmnet_jax.models.mhsa import MHSA
 from rcmnet_jax.models.norm import EPSILON
-from rcmnet_jax.runtime import KEEP_DEFECT, YNN_FLAG
+from rcmnet_jax.runtime import KEEP_DEFECT, YNN_FLAG, cpu_model
 
 Tree = dict[str, Any]
 Result = tuple[str, Any, np.ndarray]  # what it is, what JAX gives, what is right
@@ -24,12 +27,18 @@ Reference = Callable[[np.ndarray, Tree], np.ndarray]
 _WIDTH, _HEADS, _SIDE = 8, 2, 4
 
 
-def check() -> None:
-    """Runs small programs against NumPy in float64; under a second once they are compiled.
+def check(folder: Path | None = None) -> None:
+    """Runs small programs against NumPy in float64; a second or two, and nothing where `folder` says it did before.
+
+    Args:
+      folder: where compiled programs are kept, so that what passed once would be the same programs again. None: none.
 
     Raises:
       GuardError: a result is off by more than rounding: nothing this machine computes is to be trusted.
     """
+    note = folder / f"checked-{_circumstances()}" if folder is not None and folder.is_dir() else None
+    if note is not None and note.exists():
+        return
     # Devices that multiply in TF32 or bfloat16 are off by up to some 1e-2, the known defects by much more.
     bound = 1e-4 if jax.default_backend() == "cpu" else 5e-2
     for name, got, want in (*_known_wrong(), *_attention(), *_gates()):
@@ -41,6 +50,19 @@ def check() -> None:
                 f"jaxlib {importlib.metadata.version('jaxlib')}, XLA_FLAGS='{os.environ.get('XLA_FLAGS', '')}'). Unset "
                 f"{KEEP_DEFECT}, or add '--{YNN_FLAG}=' to XLA_FLAGS, or install another jaxlib."
             )
+    if note is not None:
+        note.touch()
+
+
+def _circumstances() -> str:
+    """A digest of all that the outcome depends on: processor, devices, packages, settings, and the code that is run."""
+    devices = [(device.platform, device.device_kind) for device in jax.devices()]
+    settings = sorted(item for item in os.environ.items() if item[0].startswith(("JAX_", "XLA_")))
+    packages = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
+    digest = hashlib.sha256(repr((cpu_model(), devices, settings, packages)).encode())
+    for file in (Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _known_wrong() -> Iterator[Result]:

@@ -31,7 +31,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
       RunError: with the exit status that the reason has.
     """
     stop = StopRequest().install()
-    runtime.set_up()
+    programs = runtime.set_up()
     placement = Placement.everywhere()
     console = Console(active=is_main_process(), images_per_step=config.batch_size)
     placement.check_batch(config.batch_size)
@@ -39,7 +39,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         if conclusion.is_finished(workdir):
             console.say(f"{workdir}: this run is finished; its report is {workdir / 'report.html'}")
             return
-        canary.check()
+        canary.check(programs)
         if is_main_process():
             note_environment(workdir, console)
             answers.ask(workdir)

@@ -70,14 +70,14 @@ def _keep_freed_memory() -> None:
             mallopt(parameter, 2**31 - 1)
 
 
-def set_up() -> None:
-    """What a program that trains does before it asks JAX for its devices.
+def set_up() -> Path | None:
+    """What a program that trains does before it asks JAX for its devices; returns where compiled programs are kept.
 
     One that only predicts needs `enable_compilation_cache` alone: it has something to do while the network computes,
     and its passes have no more images than memory is kept for.
     """
     compute_where_called()
-    enable_compilation_cache()
+    return enable_compilation_cache()
 
 
 def compute_where_called() -> None:

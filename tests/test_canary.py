@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import jax
+import numpy as np
 import pytest
 
 from rcmnet_jax import canary
@@ -15,6 +16,36 @@ from tests.commands import ROOT, launch, run
 
 def test_it_is_content_here():
     canary.check()
+
+
+def test_what_passed_is_asked_again_only_where_something_has_changed(tmp_path, monkeypatch):
+    asked = []
+
+    def known_wrong():
+        asked.append(1)
+        yield from ()
+
+    monkeypatch.setattr(canary, "_known_wrong", known_wrong)
+    monkeypatch.setattr(canary, "_attention", list)
+    monkeypatch.setattr(canary, "_gates", list)
+    canary.check(tmp_path)
+    canary.check(tmp_path)
+    assert len(asked) == 1
+    canary.check()
+    assert len(asked) == 2
+    monkeypatch.setenv("XLA_FLAGS", "--xla_another=1")
+    canary.check(tmp_path)
+    assert len(asked) == 3
+    canary.check(tmp_path / "absent")
+    assert len(asked) == 4
+    assert not (tmp_path / "absent").exists()
+
+
+def test_what_failed_is_not_taken_as_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(canary, "_attention", lambda: iter([("it", np.ones(1), np.zeros(1))]))
+    for _ in range(2):
+        with pytest.raises(GuardError):
+            canary.check(tmp_path)
 
 
 def without_scale(query, key, value, bias=None):

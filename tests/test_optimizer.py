@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -9,6 +10,7 @@ import pytest
 
 from rcmnet_jax.config import OptimizerConfig
 from rcmnet_jax.training import optimizer as optimizers
+from rcmnet_jax.training import state as states
 
 
 def descend(config, steps=20, rate=0.05):
@@ -43,6 +45,20 @@ def test_updates_equal_pytorch(name):
         rule.step()
     np.testing.assert_allclose(params["fc"]["kernel"], weight.detach().numpy(), rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(params["fc"]["bias"], bias.detach().numpy(), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_first_state_is_the_rules_own_made_on_the_host(name):
+    rule = optimizers.make(OptimizerConfig(name=name), lambda path: path[-1] == "kernel")
+    params = {"fc": {"kernel": jnp.ones((3, 2)), "bias": np.zeros(2, np.float32)}}
+    state = states.create(params, {"mean": np.zeros(2, np.float32)}, rule)
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(state))
+    made, wanted = jax.tree.flatten(state.opt_state), jax.tree.flatten(rule.init(params))
+    assert made[1] == wanted[1]
+    for leaf, own in zip(made[0], wanted[0], strict=True):
+        assert leaf.dtype == own.dtype
+        np.testing.assert_array_equal(leaf, own)
+    assert not np.shares_memory(state.ema_params["fc"]["bias"], params["fc"]["bias"])
 
 
 def test_clipping_bounds_the_norm_and_leaves_smaller_ones():

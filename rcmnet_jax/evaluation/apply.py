@@ -49,7 +49,7 @@ def predict(
         raise UserError(f"--output={output}: is a folder. Name a CSV file.")
     if explain is not None:
         check_folder(explain)
-    runtime.enable_compilation_cache()
+    programs = runtime.enable_compilation_cache()
     bundle, console = bundles.load(folder), Console()
     if classes:
         bundle = bundle.among(classes)
@@ -57,7 +57,7 @@ def predict(
     data = prepare(spec, bundle.rule, labelled=False, keep=False)
     intake.report_skipped("predict", data, console)
     placement = Placement.everywhere()
-    canary.check()
+    canary.check(programs)
     if adapt:
         bundle, data = _adapted(bundle, data, placement, adapt, output.with_suffix(".adapt.json"), console)
     table = table_of(bundle, data, placement)

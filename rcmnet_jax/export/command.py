@@ -30,8 +30,7 @@ def export(folder: Path, form: str, output: Path) -> None:
     """
     console, bundle = Console(), bundles.load(folder)
     with whole_folder(output) as aside:
-        runtime.enable_compilation_cache()
-        canary.check()
+        canary.check(runtime.enable_compilation_cache())
         images = check_images(bundle.rule.size)
         wanted = bundle.answers(images, Placement.everywhere()).probabilities
         write_common(aside, bundle, form, images, wanted)

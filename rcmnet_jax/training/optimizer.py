@@ -118,9 +118,14 @@ def learning_rates(config: OptimizerConfig, *, epochs: float, steps: int, batch_
     ratio = batch_size / 256
     peak = config.learning_rate * (ratio if config.name == "sgd" else math.sqrt(ratio))
     warmup = max(1, min(round(steps * config.warmup_epochs / epochs), steps // 5))
+    return _scheduled(peak, warmup, steps).copy()
+
+
+@functools.lru_cache(maxsize=16)
+def _scheduled(peak: float, warmup: int, steps: int) -> np.ndarray:
+    """All steps in one program: asking the schedule inside the loop would dispatch a dozen tiny ones a step."""
     schedule = optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(steps, warmup + 1))
-    # One call for all steps: asking the schedule inside the loop would dispatch a dozen tiny programs a step.
-    return np.asarray(jax.vmap(schedule)(np.arange(steps)), np.float32)
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps)), np.float32)
 
 
 def class_weights(config: OptimizerConfig, labels: np.ndarray, classes: int) -> np.ndarray:

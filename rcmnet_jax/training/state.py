@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 Tree = Any
@@ -26,19 +26,21 @@ class TrainState:
 
 
 def create(params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update; the averages start at the weights themselves.
+    """The state before the first update, on the host; the averages start at the weights themselves.
+
+    On a device each leaf would be made by a program of its own, which together took a tenth of the time to the first
+    step.
 
     Args:
       params: nested dict of float arrays.
       batch_stats: nested dict of running statistics.
-      optimizer: its `init` makes the state of the update rule.
+      optimizer: the update rule, whose state begins as zeros.
     """
-
-    def copy(tree: Tree) -> Tree:
-        return jax.tree.map(jnp.copy, tree)
-
+    params, batch_stats = jax.tree.map(np.asarray, (params, batch_stats))
+    blank = jax.eval_shape(optimizer.init, params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
     return TrainState(
-        jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), copy(params), copy(batch_stats)
+        cast("jax.Array", np.int32(0)), params, batch_stats, zeros, *jax.tree.map(np.copy, (params, batch_stats))
     )
 
 

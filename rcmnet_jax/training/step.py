@@ -115,10 +115,15 @@ def train_step(
         return losses.mean(), (logits, stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    gate = _gates(network, state.params, controls.body)
+    # 1 for the leaves of the head, `body` for the rest: 0 holds the body where it is, momentum included.
+    gates = {True: jnp.float32(1), False: controls.body}
+    in_head = optimizers.map_with_names(lambda path: path[: len(network.head)] == network.head, state.params)
+    gate = jax.tree.map(gates.__getitem__, in_head)
     norm = jnp.sqrt(optimizers.total(gradients, jnp.square, gate))  # a gate is 0 or 1
-    kept = optimizers.clipping(config, norm)
-    gradients = jax.tree.map(lambda x, g: x * (g * kept).astype(x.dtype), gradients, gate)
+    # Numbers that leaves share are computed once, not once for each of 126 leaves.
+    clip = optimizers.clipping(config, norm)
+    kept = {head: g * clip for head, g in gates.items()}
+    gradients = jax.tree.map(lambda x, head: x * kept[head].astype(x.dtype), gradients, in_head)
     # Weight decay must not gather momentum while the body is held.
     held = jax.tree.map(jnp.multiply, state.params, gate)
     anchor = controls.anchor
@@ -126,14 +131,14 @@ def train_step(
         anchor = anchor._replace(start=jax.tree.map(jnp.multiply, anchor.start, gate))
     directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held, anchor=anchor)
     factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
-    updates = jax.tree.map(
-        lambda d, g, f: (-f * controls.learning_rate * g * d).astype(d.dtype), directions, gate, factors
-    )
+    rate = functools.cache(lambda head, factor: -factor * controls.learning_rate * gates[head])
+    updates = jax.tree.map(lambda d, head, f: (rate(head, f) * d).astype(d.dtype), directions, in_head, factors)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+    rest = 1 - decay
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
-        return (decay * old + (1 - decay) * new).astype(old.dtype)
+        return (decay * old + rest * new).astype(old.dtype)
 
     count = jnp.float32(len(batch.labels))
     metrics = Metrics(
@@ -152,9 +157,3 @@ def train_step(
         jax.tree.map(average, state.ema_batch_stats, batch_stats),
     )
     return new, metrics
-
-
-def _gates(network: Network, params: Tree, body: jax.Array) -> Tree:
-    """1 for the leaves of the head, `body` for the rest: 0 holds the body where it is, momentum included."""
-    head = network.head
-    return optimizers.map_with_names(lambda path: jnp.float32(1) if path[: len(head)] == head else body, params)
