@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rcmnet_jax import runtime
+from rcmnet_jax.ahead import leave
 from rcmnet_jax.cli import guarded
 
 if __name__ == "__main__":
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    leave(guarded(main))

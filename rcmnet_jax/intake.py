@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,16 @@ def image_rule(config: ExperimentConfig, stage: SourceConfig | TargetConfig, siz
     return ImageRule(size, config.image.square, stage.crop or config.image.crop, config.image.resample, stage.frame)
 
 
-def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: StopRequest) -> Data:
+def gather(
+    config: ExperimentConfig,
+    workdir: Path,
+    console: Console,
+    stop: StopRequest,
+    at_source: Callable[[int], None] | None = None,
+) -> Data:
     """Prepares, splits and audits both sets; writes splits.csv, audit.json, audit.html and sets.json into data/.
+
+    `at_source` is called with the number of the source's classes as soon as that is known.
 
     Raises:
       UserError: data that cannot be used, a leak that `audit.allow` does not name, or data that changed since the run
@@ -57,7 +66,7 @@ def gather(config: ExperimentConfig, workdir: Path, console: Console, stop: Stop
     holdout: dict[str, Rows] = {}
     notes: list[str] = []
     if config.has_source:
-        source = _prepare("source", config, config.source_size, console, stop)
+        source = _prepare("source", config, config.source_size, console, stop, at_source)
         holdout = splits.holdout(
             source.examples,
             source.classes,
@@ -104,7 +113,14 @@ def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
     return Fold(train, np.intersect1d(fold.inner, train), fold.test)
 
 
-def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, stop: StopRequest) -> PreparedSet:
+def _prepare(
+    which: str,
+    config: ExperimentConfig,
+    size: int,
+    console: Console,
+    stop: StopRequest,
+    at_open: Callable[[int], None] | None = None,
+) -> PreparedSet:
     stage: SourceConfig | TargetConfig = getattr(config, which)
     rule = image_rule(config, stage, size)
     with console.progress(f"prepare {which}", 0, unit=1) as bar:
@@ -114,7 +130,7 @@ def _prepare(which: str, config: ExperimentConfig, size: int, console: Console, 
             stop.check_alone()
 
         cache = cache_folder(config.loader.cache)
-        prepared = prepare(stage.data, rule, cache=cache, splits=stage.splits, progress=progress)
+        prepared = prepare(stage.data, rule, cache=cache, splits=stage.splits, progress=progress, at_open=at_open)
     what = "SYNTHETIC images" if prepared.synthetic else "images"
     counts = np.bincount(prepared.examples.label[prepared.examples.label >= 0], minlength=len(prepared.classes))
     shown = ", ".join(f"{name} {count}" for name, count in zip(prepared.classes, counts, strict=True))
