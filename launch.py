@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from rcmnet_jax import runtime
-from rcmnet_jax.ahead import leave
+from rcmnet_jax.ahead import end_with
 from rcmnet_jax.cli import guarded
 
 if __name__ == "__main__":
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    leave(guarded(main))
+    end_with(lambda: guarded(main))

@@ -6,15 +6,17 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 _log = logging.getLogger(__name__)
 _NAME = "ahead"  # of the threads
+_GLANCE = 0.1  # seconds between looks at whether to go on waiting
 
 
 class Ahead:
-    """At most one piece of work at a time. Nothing hangs on it: what fails here will fail again where it is needed."""
+    """At most one piece of work at a time. Nothing hangs on it: who needs what it failed to make makes it anew."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -25,22 +27,32 @@ class Ahead:
         self._thread = threading.Thread(target=_tried, args=(work,), name=_NAME)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Returns when nothing is being worked on."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def wait(self, check: Callable[[], None] | None = None) -> None:
+        """Returns when nothing is being worked on; `check` is called now and then, and may raise to wait no longer."""
+        while self._thread is not None and self._thread.is_alive():
+            if check is not None:
+                check()
+            self._thread.join(_GLANCE)
+        self._thread = None
 
 
 def _tried(work: Callable[[], None]) -> None:
     try:
         work()
-    except Exception as error:  # whatever it is, the main thread meets it too
-        _log.warning("nothing was compiled ahead: %s", error)
+    except Exception as error:
+        _log.warning("nothing was compiled ahead: %s", (str(error).splitlines() or [type(error).__name__])[0])
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the process, without waiting for work that nobody needs any more: a compilation cannot be called off."""
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with the status that `main` returns, or 1 and a traceback where it raises.
+
+    It does not wait for work that nobody needs any more: a compilation cannot be called off.
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
     if any(thread.name == _NAME for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

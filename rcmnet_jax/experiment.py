@@ -6,10 +6,8 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import jax
-
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax import canary, conclusion, distillation, intake, jobs, leaves, runtime, stages
+from rcmnet_jax import canary, conclusion, distillation, first_step, intake, jobs, leaves, runtime, stages
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint import published
 from rcmnet_jax.config import ExperimentConfig
@@ -51,7 +49,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         try:
             here = Run(config, workdir, placement, Surroundings(records, console, stop))
             _fetch_weights(config, console)
-            data = intake.gather(config, workdir, console, stop, functools.partial(_compile_ahead, here))
+            data = intake.gather(config, workdir, console, stop, functools.partial(first_step.begin, here))
             source = pretrain(here, data) if data.source is not None else None
             if data.target is not None:
                 target(here, data, source)
@@ -60,15 +58,6 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
             conclusion.conclude(here, data)
         finally:
             records.close()
-
-
-def _compile_ahead(here: Run, classes: int) -> None:
-    """Begins to compile the first step of pretraining, where its arguments are known by now and it is still to come."""
-    asked = here.config.source
-    other = asked.pull or asked.soft_labels  # steps that take more than images and labels
-    if jax.process_count() == 1 and not other and not leaves.is_done(here.workdir / "pretrain"):
-        network = jobs.network_of(here.config, classes, here.config.source_size)
-        here.ahead.begin(functools.partial(stages.compile_step, here, network))
 
 
 def _fetch_weights(config: ExperimentConfig, console: Console) -> None:

@@ -52,11 +52,11 @@ def gather(
     workdir: Path,
     console: Console,
     stop: StopRequest,
-    at_source: Callable[[int], None] | None = None,
+    at_source: Callable[[int, int], None] | None = None,
 ) -> Data:
     """Prepares, splits and audits both sets; writes splits.csv, audit.json, audit.html and sets.json into data/.
 
-    `at_source` is called with the number of the source's classes as soon as that is known.
+    `at_source` is called with the numbers of the source's classes and images as soon as they are known.
 
     Raises:
       UserError: data that cannot be used, a leak that `audit.allow` does not name, or data that changed since the run
@@ -80,23 +80,10 @@ def gather(
     folds: list[tuple[Fold, ...]] = []
     if config.has_target:
         target = _prepare("target", config, config.target_size, console, stop)
-        twins = auditing.twins(target, config.audit)
-        for seed in range(config.target.seeds):
-            drawn, said = splits.cross_validation(
-                target.examples,
-                target.classes,
-                folds=config.target.folds,
-                seed=config.seed + seed,
-                inner_fraction=config.target.inner_fraction,
-                twins=twins,
-            )
-            if limit := config.target.limit:
-                drawn = [_limited(target, fold, limit, config.seed + seed) for fold in drawn]
-                said += f" Each fold trains on at most {limit} images of a class (target.limit)."
-            folds.append(tuple(drawn))
-            if seed == 0:
-                console.say(f"target: {said}")
-                notes.append(said)
+        drawn, said = _folds(config, target)
+        folds += drawn
+        console.say(f"target: {said}")
+        notes.append(said)
         notes += splits.contradictions(target.examples, target.classes)
     if is_main_process():
         _refuse_changes(workdir, source, target)
@@ -105,6 +92,27 @@ def gather(
         _write(workdir, source, holdout, target, folds)
     barrier("intake")
     return Data(source, holdout, target, tuple(folds), tuple(notes), found)
+
+
+def _folds(config: ExperimentConfig, target: PreparedSet) -> tuple[list[tuple[Fold, ...]], str]:
+    """The folds of each seed, and what is to be said of those of the first."""
+    asked, twins = config.target, auditing.twins(target, config.audit)
+    every, told = [], ""
+    for seed in range(asked.seeds):
+        drawn, said = splits.cross_validation(
+            target.examples,
+            target.classes,
+            folds=asked.folds,
+            seed=config.seed + seed,
+            inner_fraction=asked.inner_fraction,
+            twins=twins,
+        )
+        if asked.limit:
+            drawn = [_limited(target, fold, asked.limit, config.seed + seed) for fold in drawn]
+            said += f" Each fold trains on at most {asked.limit} images of a class (target.limit)."
+        every.append(tuple(drawn))
+        told = told or said
+    return every, told
 
 
 def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
@@ -119,7 +127,7 @@ def _prepare(
     size: int,
     console: Console,
     stop: StopRequest,
-    at_open: Callable[[int], None] | None = None,
+    at_open: Callable[[int, int], None] | None = None,
 ) -> PreparedSet:
     stage: SourceConfig | TargetConfig = getattr(config, which)
     rule = image_rule(config, stage, size)

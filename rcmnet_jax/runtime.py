@@ -44,7 +44,7 @@ def prepare() -> None:
       UserError: JAX has started its CPU devices already, without the flag.
     """
     _keep_freed_memory()
-    flags = _user_flags()
+    flags = user_flags()
     if os.environ.get(KEEP_DEFECT) == "1" or f"--{YNN_FLAG}" in flags or not _jaxlib_knows(YNN_FLAG):
         return
     if _cpu_started():
@@ -116,7 +116,7 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _user_flags() -> str:
+def user_flags() -> str:
     """XLA_FLAGS; XLA also takes the name of a file of flags there, whose content is returned then."""
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if flags and not flags.startswith("-") and Path(flags).is_file():
@@ -151,6 +151,11 @@ def cpu_model() -> tuple[str, str]:
     known = {key.strip(): value.strip() for key, value in facts.items()}
     name = known.get("model name") or known.get("CPU part") or platform.machine()
     return name, known.get("flags") or known.get("Features") or ""
+
+
+def cores() -> int | None:
+    """Of the processor, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def cache_root() -> Path:
@@ -252,7 +257,7 @@ def environment() -> dict[str, Any]:
         "devices": len(devices),
         "processes": jax.process_count(),
         "cpu": cpu_model()[0],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": _commit(Path(__file__).resolve().parent),
     }

@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from rcmnet_jax.ahead import Ahead
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import ExperimentConfig, OptimizerConfig, SourceConfig, TargetConfig
-from rcmnet_jax.data.loader import Batch, GrowingLoader, Loader, ResidentLoader, StreamLoader, shrink
+from rcmnet_jax.data.loader import GrowingLoader, Loader, ResidentLoader, StreamLoader, shrink
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.predict import forward, reestimate
@@ -28,7 +28,7 @@ from rcmnet_jax.training.multistep import make_multistep
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
-from rcmnet_jax.training.step import Controls, Recipe, StepFn, make_optimizer, make_train_step
+from rcmnet_jax.training.step import Recipe, StepFn, make_optimizer, make_train_step
 
 Tree = dict[str, Any]
 Weights = tuple[Tree, Tree]  # params and batch_stats
@@ -133,11 +133,11 @@ class Trained:
 
 def recipe(job: Job) -> Recipe:
     """What of a job's settings is compiled into its step."""
-    return _recipe(job.stage, bool(job.transferred))
+    return recipe_of(job.stage, bool(job.transferred))
 
 
-def _recipe(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
-    """Random weights have nothing to be careful with."""
+def recipe_of(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
+    """The same of a stage's settings, for transferred weights or random ones, which need no care."""
     plain = OptimizerConfig()
     # These enter as numbers: stages that differ in nothing else share a program.
     optimizer = dataclasses.replace(
@@ -148,29 +148,6 @@ def _recipe(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
     )
     frozen = isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
     return Recipe(optimizer, stage.augment, frozen, stage.layer_decay if transferred else 1.0)
-
-
-def compile_step(run: Run, network: Network) -> None:
-    """Compiles what the first step of pretraining will call, from shapes alone; that call then finds it made."""
-    config, placement, wide = run.config, run.placement, heads.wide(network)
-    stage, rows = config.source, config.batch_size
-    compiled, side = _recipe(stage, bool(stage.init_from)), stage.start_size or config.source_size
-    controls = Controls.on_host(0.0, True, np.ones(network.classes), 0)
-    step, split = make_train_step(wide, compiled, placement), placement.split
-    lead: tuple[int, ...] = ()
-    if (several := make_multistep(wide, compiled, placement, config.steps_per_dispatch)) is not None:
-        step, split, lead = several.run, placement.split_steps, (several.count,)
-        controls = controls.at(np.zeros(lead), np.ones(lead, bool))
-
-    def blank(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # type: ignore[no-untyped-call]
-
-    params, batch_stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wide.abstract())
-    state = states.create(params, batch_stats, make_optimizer(wide, compiled))
-    state = jax.tree.map(lambda leaf: blank(leaf.shape, leaf.dtype, placement.replicated), state)
-    shapes = ((rows, side, side, 3), np.uint8), ((rows,), np.int32), ((rows, 2), np.uint32)
-    batch = Batch(*(blank((*lead, *shape), dtype, split) for shape, dtype in shapes))
-    cast("jax.stages.Wrapped", step).lower(state, batch, controls).compile()
 
 
 def fit(job: Job) -> Trained:
@@ -184,7 +161,7 @@ def fit(job: Job) -> Trained:
     store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.around.console.warn)
     try:
         ready = prepared(job)
-        run.ahead.wait()
+        run.ahead.wait(run.around.stop.check_alone)
         state = train(*ready, store, run.around, keeper.look if keeper else None)
         params = heads.narrow(jax.device_get(state.ema_params), job.network)
         trained = Trained(params, jax.device_get(state.ema_batch_stats), job.steps, store)

@@ -33,9 +33,9 @@ def run(*words: Any, cwd: Path = ROOT, **more: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-def launch(workdir: Path, *words: str, config: str = "configs/cart.py:smoke") -> tuple[int, str, str]:
-    """Runs launch.py."""
-    return run(ROOT / "launch.py", f"--config={config}", f"--workdir={workdir}", *words)
+def launch(workdir: Path, *words: str, config: str = "configs/cart.py:smoke", **more: str) -> tuple[int, str, str]:
+    """Runs launch.py; `more` are environment variables."""
+    return run(ROOT / "launch.py", f"--config={config}", f"--workdir={workdir}", *words, **more)
 
 
 def state_of(leaf: Path) -> dict[str, np.ndarray]:

@@ -7,14 +7,21 @@ import logging
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import jax
 import pytest
 from jax.sharding import AxisType
+from PIL import Image
 
 from configs.base import change
-from rcmnet_jax import stages
+from rcmnet_jax import bundle, first_step, stages
 from rcmnet_jax.ahead import Ahead
+from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.data.images import ImageRule
+from rcmnet_jax.data.prepare import prepare
+from rcmnet_jax.errors import Interrupted
+from rcmnet_jax.models import Network
 from rcmnet_jax.training import loop
 from rcmnet_jax.training.sharding import Placement
 from tests.commands import ROOT
@@ -44,7 +51,7 @@ def test_the_first_step_finds_its_program_made(devices, steps, source, tmp_path,
         run = dataclasses.replace(job.pixels.run, placement=Placement(mesh))
         run = dataclasses.replace(run, config=change(run.config, steps_per_dispatch=steps))
         job = dataclasses.replace(job, pixels=stages.Pixels(job.pixels.data, run))
-        run.ahead.begin(lambda: stages.compile_step(run, job.network))
+        first_step.begin(run, 8, images=len(job.pixels.data.examples.label))
         run.ahead.wait()
         made = programs(caplog)
         stage, state, step, loader = stages.prepared(job)
@@ -56,6 +63,52 @@ def test_the_first_step_finds_its_program_made(devices, steps, source, tmp_path,
 def programs(caplog):
     words = ("Finished XLA compilation", "train_step")
     return [line for line in caplog.messages if all(word in line for word in words)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ({"pull": 0.1}, ()),
+        ({"soft_labels": ("table.csv",)}, ()),
+        ({"soft_folds": 2}, ("soft_labels.json",)),
+        ({"start_size": 32}, ("checkpoints",)),
+        ({}, ("metrics.json", "predictions.csv", "bundle")),
+    ],
+)
+def test_nothing_is_compiled_where_the_first_step_may_be_another(settings, left, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(bundle, "is_sound", lambda folder: folder.exists())
+    config = change(ExperimentConfig(), image_size=48, source=settings, model={"width": 8})
+    here = stages.Run(config, tmp_path, Placement.everywhere(), None, SimpleNamespace(begin=begun.append))
+    if left:
+        first_step.begin(here, 8, images=900)
+        assert len(begun) == 1
+        for name in left:
+            (tmp_path / "pretrain" / name).mkdir(parents=True)
+    first_step.begin(here, 8, images=900)
+    assert len(begun) == bool(left)
+
+
+@pytest.mark.parametrize(
+    ("images", "every_steps", "count"), [(900, 0, 4), (900, 4, 4), (900, 3, None), (160, 0, None), (256, 0, 4)]
+)
+def test_several_steps_are_compiled_only_where_an_epoch_and_a_save_leave_room(images, every_steps, count, tmp_path):
+    changes = {"steps_per_dispatch": 4, "batch_size": 32, "checkpoint": {"every_steps": every_steps}}
+    config = change(ExperimentConfig(), image_size=32, model={"width": 8}, **changes)
+    here = stages.Run(config, tmp_path, Placement.everywhere(), None)
+    assert first_step._together(here, Network(config.model, classes=8, image_size=32), images) == count
+
+
+def test_the_numbers_of_classes_and_images_are_known_before_any_image_is_read(tmp_path):
+    for number, name in enumerate(["a/1.png", "a/2.png", "b/1.png", "c/1.png"]):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        if name[0] != "c":
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "set" / name)
+        else:
+            (tmp_path / "set" / name).write_bytes(b"no image")
+    told = []
+    prepare(str(tmp_path / "set"), ImageRule(32), cache=tmp_path, at_open=lambda *numbers: told.append(numbers))
+    assert told == [(3, 4)]
 
 
 def test_work_that_fails_is_said_and_left_to_whoever_needs_it(caplog):
@@ -75,15 +128,43 @@ def test_one_piece_of_work_follows_another():
     assert order == ["first", "second"]
 
 
-@pytest.mark.parametrize("status", [0, 2, 75])
-def test_a_process_that_leaves_waits_for_no_compilation(status):
+def test_waiting_ends_where_the_check_says_so():
+    ahead, free = Ahead(), threading.Event()
+    ahead.begin(lambda: free.wait(30))
+    with pytest.raises(Interrupted):
+        ahead.wait(stopped)
+    free.set()
+    ahead.wait()
+
+
+def stopped():
+    raise Interrupted("stopped")
+
+
+@pytest.mark.parametrize(
+    ("busy", "body", "status", "said"),
+    [
+        (True, "return 0", 0, ""),
+        (True, "return 75", 75, ""),
+        (True, "1 / 0", 1, "ZeroDivisionError"),
+        (False, "return 75", 75, ""),
+        (False, "1 / 0", 1, "ZeroDivisionError"),
+        (False, "raise SystemExit(2)", 2, ""),
+    ],
+)
+def test_a_process_ends_with_its_status_and_waits_for_no_compilation(busy, body, status, said):
     program = f"""
 import threading
-from rcmnet_jax.ahead import Ahead, leave
-Ahead().begin(threading.Event().wait)
-print("said")
-leave({status})
+from rcmnet_jax.ahead import Ahead, end_with
+def main():
+    if {busy}:
+        Ahead().begin(threading.Event().wait)
+    print("done")
+    {body}
+end_with(main)
 """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "said\n", "")
+    assert (done.returncode, done.stdout) == (status, "done\n")
+    assert said in done.stderr
+    assert bool(said) == bool(done.stderr)

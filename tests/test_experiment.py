@@ -22,9 +22,17 @@ METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "brier", "ec
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
-    status, out, err = launch(workdir)
+    status, out, err = launch(workdir, JAX_LOG_COMPILES="1")
     assert status == 0, err
+    (workdir.parent / "said").write_text(err)
     return workdir, out
+
+
+def test_all_networks_are_trained_by_one_program_which_was_compiled_while_the_data_were_read(smoke):
+    said = (smoke[0].parent / "said").read_text()
+    assert said.count("Finished tracing train_step") == said.count("Finished XLA compilation of jit(train_step)") == 1
+    assert "nothing was compiled ahead" not in said
+    assert said.index("Finished tracing train_step") < said.index("Finished tracing _take"), "batches came first"
 
 
 def leaves(workdir, *arms):

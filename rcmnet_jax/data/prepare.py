@@ -105,7 +105,7 @@ def prepare(
     clashes: bool = False,
     progress: Progress | None = None,
     keep: bool = True,
-    at_open: Callable[[int], None] | None = None,
+    at_open: Callable[[int, int], None] | None = None,
 ) -> PreparedSet:
     """Opens the prepared set of `spec` under `rule`, making it first where it is missing, stale or damaged.
 
@@ -119,14 +119,14 @@ def prepare(
       progress: called with (done, total) while it is made; may raise, which leaves nothing half-made.
       keep: whether a set that is missing is written to the cache; without, a small one is read into memory alone, and
         its originals are not described (`Examples.pixels`, `signals`), which is quicker for one look at it.
-      at_open: called with the number of classes that DATA names, before any image is read.
+      at_open: called with the numbers of classes and of images that DATA names, before any image is read.
 
     Raises:
       UserError: DATA that cannot be used, or a cache folder that cannot be written.
     """
     source = open_source(spec, labelled=labelled, splits=splits, clashes=clashes)
     if at_open is not None:
-        at_open(len({item.label for item in source.items} - {None}))
+        at_open(len({item.label for item in source.items} - {None}), len(source.items))
     parent = (cache or cache_folder()) / "sets"
     small = len(source.items) * rule.size**2 * 3 <= _HELD_BYTES
     if not keep and small and _found(source, rule, parent, source.stamp()) is None:

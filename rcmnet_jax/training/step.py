@@ -115,25 +115,7 @@ def train_step(
         return losses.mean(), (logits, stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    # 1 for the leaves of the head, `body` for the rest: 0 holds the body where it is, momentum included.
-    gates = {True: jnp.float32(1), False: controls.body}
-    in_head = optimizers.map_with_names(lambda path: path[: len(network.head)] == network.head, state.params)
-    gate = jax.tree.map(gates.__getitem__, in_head)
-    norm = jnp.sqrt(optimizers.total(gradients, jnp.square, gate))  # a gate is 0 or 1
-    # Numbers that leaves share are computed once, not once for each of 126 leaves.
-    clip = optimizers.clipping(config, norm)
-    kept = {head: g * clip for head, g in gates.items()}
-    gradients = jax.tree.map(lambda x, head: x * kept[head].astype(x.dtype), gradients, in_head)
-    # Weight decay must not gather momentum while the body is held.
-    held = jax.tree.map(jnp.multiply, state.params, gate)
-    anchor = controls.anchor
-    if anchor is not None:  # a held body is at its start, and its part of `held` is 0
-        anchor = anchor._replace(start=jax.tree.map(jnp.multiply, anchor.start, gate))
-    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held, anchor=anchor)
-    factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
-    rate = functools.cache(lambda head, factor: -factor * controls.learning_rate * gates[head])
-    updates = jax.tree.map(lambda d, head, f: (rate(head, f) * d).astype(d.dtype), directions, in_head, factors)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state, norm = _updated(state, gradients, controls, network, recipe)
     decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
     rest = 1 - decay
 
@@ -157,3 +139,29 @@ def train_step(
         jax.tree.map(average, state.ema_batch_stats, batch_stats),
     )
     return new, metrics
+
+
+def _updated(
+    state: TrainState, gradients: Tree, controls: Controls, network: Network, recipe: Recipe
+) -> tuple[Tree, Tree, jax.Array]:
+    """The parameters and the rule's state after a step down the gradients, and the gradients' norm before clipping."""
+    # 1 for the leaves of the head, `body` for the rest: 0 holds the body where it is, momentum included.
+    gates = {True: jnp.float32(1), False: controls.body}
+    in_head = optimizers.map_with_names(lambda path: path[: len(network.head)] == network.head, state.params)
+    gate = jax.tree.map(gates.__getitem__, in_head)
+    norm = jnp.sqrt(optimizers.total(gradients, jnp.square, gate))  # a gate is 0 or 1
+    # Numbers that leaves share are computed once, not once for each of 126 leaves.
+    clip = optimizers.clipping(recipe.optimizer, norm)
+    kept = {head: g * clip for head, g in gates.items()}
+    gradients = jax.tree.map(lambda x, head: x * kept[head].astype(x.dtype), gradients, in_head)
+    # Weight decay must not gather momentum while the body is held.
+    held = jax.tree.map(jnp.multiply, state.params, gate)
+    anchor = controls.anchor
+    if anchor is not None:  # a held body is at its start, and its part of `held` is 0
+        anchor = anchor._replace(start=jax.tree.map(jnp.multiply, anchor.start, gate))
+    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held, anchor=anchor)
+    factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
+    rate = functools.cache(lambda head, factor: -factor * controls.learning_rate * gates[head])
+    updates = jax.tree.map(lambda d, head, f: (rate(head, f) * d).astype(d.dtype), directions, in_head, factors)
+    params = optax.apply_updates(state.params, updates)
+    return params, opt_state, norm

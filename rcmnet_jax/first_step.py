@@ -1,0 +1,73 @@
+"""The first step of pretraining, compiled from shapes alone before there are any images."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from rcmnet_jax import jobs, leaves
+from rcmnet_jax.data.loader import Batch
+from rcmnet_jax.models import Network
+from rcmnet_jax.stages import Run, recipe_of
+from rcmnet_jax.training import heads
+from rcmnet_jax.training import state as states
+from rcmnet_jax.training.multistep import make_multistep
+from rcmnet_jax.training.step import Controls, make_optimizer, make_train_step
+
+
+def begin(here: Run, classes: int, images: int) -> None:
+    """Begins to compile it beside the main thread, where it is still to come and its arguments are known by now.
+
+    Args:
+      here: the run.
+      classes: of the source.
+      images: of the source, all parts together.
+    """
+    config, asked, folder = here.config, here.config.source, here.workdir / "pretrain"
+    soft = asked.soft_labels or (folder / "soft_labels.json").exists()
+    grown = asked.start_size and (folder / "checkpoints").exists()
+    if jax.process_count() > 1 or asked.pull or soft or grown or leaves.is_done(folder):
+        return
+    network = jobs.network_of(config, classes, config.source_size)
+    if (count := _together(here, network, images)) is not None:
+        here.ahead.begin(functools.partial(compile_step, here, network, count))
+
+
+def _together(here: Run, network: Network, images: int) -> int | None:
+    """How many steps the first program takes, None where that is not sure: few in an epoch or between saves."""
+    config = here.config
+    wide, recipe = heads.wide(network), recipe_of(config.source, bool(config.source.init_from))
+    several = make_multistep(wide, recipe, here.placement, config.steps_per_dispatch)
+    if several is None:
+        return 1
+    epoch, save = images // config.batch_size, config.checkpoint.every_steps
+    return several.count if epoch >= 2 * several.count and (not save or save >= several.count) else None
+
+
+def compile_step(run: Run, network: Network, count: int) -> None:
+    """Compiles the program for `count` steps that a stage on the source begins with; its call then finds it made.
+
+    Nothing is pulled to a start and no label is soft.
+    """
+    config, placement, wide = run.config, run.placement, heads.wide(network)
+    stage, rows = config.source, config.batch_size
+    compiled, side = recipe_of(stage, bool(stage.init_from)), stage.start_size or config.source_size
+    controls = Controls.on_host(0.0, True, np.ones(network.classes), 0)
+    step, split = make_train_step(wide, compiled, placement), placement.split
+    lead: tuple[int, ...] = ()
+    if count > 1 and (several := make_multistep(wide, compiled, placement, count)) is not None:
+        step, split, lead = several.run, placement.split_steps, (count,)
+        controls = controls.at(np.zeros(lead), np.ones(lead, bool))
+
+    def blank(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+
+    params, batch_stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wide.abstract())
+    state = states.create(params, batch_stats, make_optimizer(wide, compiled))
+    state = jax.tree.map(lambda leaf: blank(leaf.shape, leaf.dtype, placement.replicated), state)
+    shapes = ((rows, side, side, 3), np.uint8), ((rows,), np.int32), ((rows, 2), np.uint32)
+    batch = Batch(*(blank((*lead, *shape), dtype, split) for shape, dtype in shapes))
+    cast("jax.stages.Wrapped", step).lower(state, batch, controls).compile()
