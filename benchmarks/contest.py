@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rcmnet_jax.console import Console
-from rcmnet_jax.runtime import cpu_model
+from rcmnet_jax.runtime import cores, cpu_model
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "simplejpeg", "Pillow")
 
@@ -180,7 +180,7 @@ def surroundings() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "versions": names,

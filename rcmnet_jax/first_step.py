@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from rcmnet_jax import jobs, leaves
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.data.loader import Batch
 from rcmnet_jax.models import Network
 from rcmnet_jax.stages import Run, recipe_of
 from rcmnet_jax.training import heads
 from rcmnet_jax.training import state as states
-from rcmnet_jax.training.multistep import make_multistep
+from rcmnet_jax.training.multistep import make_multistep, steps_together
 from rcmnet_jax.training.step import Controls, make_optimizer, make_train_step
 
 
@@ -31,20 +32,16 @@ def begin(here: Run, classes: int, images: int) -> None:
     grown = asked.start_size and (folder / "checkpoints").exists()
     if jax.process_count() > 1 or asked.pull or soft or grown or leaves.is_done(folder):
         return
-    network = jobs.network_of(config, classes, config.source_size)
-    if (count := _together(here, network, images)) is not None:
+    network, count = jobs.network_of(config, classes, config.source_size), _together(config, images)
+    if count is not None:
         here.ahead.begin(functools.partial(compile_step, here, network, count))
 
 
-def _together(here: Run, network: Network, images: int) -> int | None:
+def _together(config: ExperimentConfig, images: int) -> int | None:
     """How many steps the first program takes, None where that is not sure: few in an epoch or between saves."""
-    config = here.config
-    wide, recipe = heads.wide(network), recipe_of(config.source, bool(config.source.init_from))
-    several = make_multistep(wide, recipe, here.placement, config.steps_per_dispatch)
-    if several is None:
-        return 1
-    epoch, save = images // config.batch_size, config.checkpoint.every_steps
-    return several.count if epoch >= 2 * several.count and (not save or save >= several.count) else None
+    count, save = steps_together(config.steps_per_dispatch), config.checkpoint.every_steps
+    room = images // config.batch_size >= 2 * count and (not save or save >= count)
+    return count if count == 1 or room else None
 
 
 def compile_step(run: Run, network: Network, count: int) -> None:
@@ -58,7 +55,7 @@ def compile_step(run: Run, network: Network, count: int) -> None:
     controls = Controls.on_host(0.0, True, np.ones(network.classes), 0)
     step, split = make_train_step(wide, compiled, placement), placement.split
     lead: tuple[int, ...] = ()
-    if count > 1 and (several := make_multistep(wide, compiled, placement, count)) is not None:
+    if (several := make_multistep(wide, compiled, placement, count)) is not None:
         step, split, lead = several.run, placement.split_steps, (count,)
         controls = controls.at(np.zeros(lead), np.ones(lead, bool))
 

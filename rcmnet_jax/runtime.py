@@ -153,9 +153,9 @@ def cpu_model() -> tuple[str, str]:
     return name, known.get("flags") or known.get("Features") or ""
 
 
-def cores() -> int | None:
+def cores() -> int:
     """Of the processor, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_root() -> Path:

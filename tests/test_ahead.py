@@ -21,7 +21,6 @@ from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import Interrupted
-from rcmnet_jax.models import Network
 from rcmnet_jax.training import loop
 from rcmnet_jax.training.sharding import Placement
 from tests.commands import ROOT
@@ -92,11 +91,9 @@ def test_nothing_is_compiled_where_the_first_step_may_be_another(settings, left,
 @pytest.mark.parametrize(
     ("images", "every_steps", "count"), [(900, 0, 4), (900, 4, 4), (900, 3, None), (160, 0, None), (256, 0, 4)]
 )
-def test_several_steps_are_compiled_only_where_an_epoch_and_a_save_leave_room(images, every_steps, count, tmp_path):
+def test_several_steps_are_compiled_only_where_an_epoch_and_a_save_leave_room(images, every_steps, count):
     changes = {"steps_per_dispatch": 4, "batch_size": 32, "checkpoint": {"every_steps": every_steps}}
-    config = change(ExperimentConfig(), image_size=32, model={"width": 8}, **changes)
-    here = stages.Run(config, tmp_path, Placement.everywhere(), None)
-    assert first_step._together(here, Network(config.model, classes=8, image_size=32), images) == count
+    assert first_step._together(change(ExperimentConfig(), **changes), images) == count
 
 
 def test_the_numbers_of_classes_and_images_are_known_before_any_image_is_read(tmp_path):

@@ -28,6 +28,7 @@ from rcmnet_jax import files
 from rcmnet_jax.data.forms.base import Item, Skipped, Source, UnreadableError
 from rcmnet_jax.data.images import SIGNALS, ImageError, ImageRule, Pixels, decode_as, signals, standardise
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.runtime import cores
 
 FORMAT = 1  # of the folder and of the image rule; a change prepares every set again
 RECORDS, INDEX, FACTS = "images.array_record", "index.npz", "set.json"
@@ -204,7 +205,7 @@ def _in_threads(source: Source, rule: ImageRule, described: bool = True) -> Gene
         return
     from threadpoolctl import threadpool_limits
 
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores()
     step = max(1, min(32, _TASK_BYTES // (rule.size**2 * 3)))
     waiting: deque[Future[list[_Made]]] = deque()
     # The cores are taken already: BLAS's own threads would wait for one another, 50 times slower when drawing.

@@ -30,9 +30,14 @@ class Multistep:
     run: StepFn
 
 
+def steps_together(asked: int) -> int:
+    """How many steps a program takes where `asked` are wanted; 0: as many as the backend gains by."""
+    return asked or (1 if on_cpu() else 8)
+
+
 def make_multistep(network: Network, recipe: Recipe, placement: Placement, count: int) -> Multistep | None:
-    """The program for `count` steps, 0: as many as the backend gains by; None where that is one."""
-    count = count or (1 if on_cpu() else 8)
+    """The program for `steps_together(count)` steps; None where that is one."""
+    count = steps_together(count)
     # A loop that is not unrolled is 25 to 57 times slower on the CPU.
     return Multistep(count, _compiled(network, recipe, placement, on_cpu())) if count > 1 else None
 
