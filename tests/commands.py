@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in less time, to slower code: no test is about speed
 
 
 def environment(**more: str) -> dict[str, str]:
-    """As a user has it: one device, nothing of the tests' own settings but the cache folder, and `more`."""
+    """As a user has it: one device, nothing of the tests' own settings but the cache folder, `QUICKLY`, and `more`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
+    return {**kept, **QUICKLY, "PYTHONPATH": str(ROOT), **more}
 
 
 def start(*words: Any, cwd: Path = ROOT, **more: str) -> subprocess.Popen[bytes]:

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
-# Before JAX starts: tests of sharding need several devices, and nothing may depend on what a user has cached.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-_CACHE = tempfile.TemporaryDirectory(prefix="rcmnet-test-cache-")
-os.environ["RCMNET_CACHE"] = _CACHE.name
+# Before JAX starts: tests of sharding need several devices, and nothing may depend on what a user has cached. The
+# workers of pytest-xdist have both from the process that started them, so that they compile nothing twice.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    _CACHE = tempfile.TemporaryDirectory(prefix="rcmnet-test-cache-")
+    os.environ["RCMNET_CACHE"] = _CACHE.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves slow tests out of the coverage: they trace and compile networks, which counting lines slows by a third."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
 
 
 @pytest.fixture(scope="session")

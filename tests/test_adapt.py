@@ -76,6 +76,7 @@ def test_batch_norm_moves_the_less_the_fewer_images_there_are(bundle):
     assert 0 < little < more
 
 
+@pytest.mark.slow
 def test_predict_writes_what_it_found_beside_the_table(bundle, tmp_path, capsys):
     bundles.write(tmp_path / "bundle", bundle)
     (tmp_path / "cells").mkdir()

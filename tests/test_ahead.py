@@ -41,7 +41,7 @@ def said_of_all_threads(caplog):
 @pytest.mark.usefixtures("said_of_all_threads")
 @pytest.mark.parametrize(
     ("devices", "steps", "source"),
-    [(8, 1, {}), (1, 2, {"start_size": 32})],
+    [(8, 1, {}), pytest.param(1, 2, {"start_size": 32}, marks=pytest.mark.slow)],
     ids=["one by one", "two at once, small images first"],
 )
 def test_the_first_step_finds_its_program_made(devices, steps, source, tmp_path, caplog):

@@ -289,6 +289,7 @@ def test_with_both_set_a_coin_decides_for_each_batch(marked):
     assert 8 < sum(same) < 32
 
 
+@pytest.mark.slow
 def test_views_and_mixtures_are_the_same_on_one_device_and_on_eight(images):
     config, split = dataclasses.replace(STRONG, rotate=45.0, mixup=0.4, cutmix=1.0), Placement.everywhere().split
 

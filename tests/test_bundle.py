@@ -61,6 +61,7 @@ def test_weights_that_are_views_of_larger_arrays_are_written_as_what_they_show(c
     jax.tree.map(np.testing.assert_array_equal, again.params, bundle.params)
 
 
+@pytest.mark.slow
 def test_a_bundle_knows_its_views_and_one_from_before_there_was_a_choice_has_one(copy, tmp_path):
     old = bundles.load(copy)
     assert old.views == "one"

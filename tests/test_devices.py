@@ -6,15 +6,12 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.commands import QUICKLY, ROOT
 from tests.commands import start as launching
-
-ROOT = Path(__file__).parents[1]
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in half the time: devices are compared, not speed
 
 
 def start(*words):
@@ -79,7 +76,7 @@ def test_two_processes_do_a_whole_run_together(tmp_path):
         f"--coordinator=127.0.0.1:{port}",
     )
     words = (ROOT / "launch.py", *words, "--num_processes=2")
-    finish(*(launching(*words, f"--process_id={process}", **QUICKLY) for process in range(2)))
+    finish(*(launching(*words, f"--process_id={process}") for process in range(2)))
     rows = (tmp_path / "run/predictions.csv").read_text().splitlines()
     assert len(rows) == 1 + 64
     assert (tmp_path / "run/report.html").exists()

@@ -255,6 +255,7 @@ def test_what_a_run_leaves_knows_its_cells(tmp_path):
         "--config.target.optimizer.learning_rate=0.4",
         "--config.target.arms=transfer",
         "--config.checkpoint.every_steps=0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="0",  # many steps
     )
     assert status == 0, err
     for fold in ("fold_0", "fold_1"):

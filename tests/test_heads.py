@@ -54,6 +54,7 @@ def test_a_widened_head_is_the_head_and_zeros_and_comes_back_the_same(classes):
     jax.tree.map(np.testing.assert_array_equal, heads.narrow(widened, narrow), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "softly"), [("sgd", True), ("adamw", False)])
 def test_a_head_with_columns_to_spare_learns_what_one_without_does_and_they_stay_zeros(rule, softly):
     classes, narrow = 3, network(3)
@@ -75,6 +76,7 @@ def test_a_head_with_columns_to_spare_learns_what_one_without_does_and_they_stay
     assert not any(leaf.any() for leaf in spare)
 
 
+@pytest.mark.slow
 def test_networks_of_three_and_eight_classes_share_one_compiled_step(caplog):
     recipe = Recipe(OptimizerConfig(ema_decay=0.75), AugmentConfig())  # that no other test compiles
     with jax.log_compiles(), caplog.at_level(logging.WARNING):

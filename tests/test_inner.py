@@ -22,6 +22,7 @@ def test_settings_are_those_given_over_the_preset():
         inner.settings("cells.csv", str(BUNDLE), "target.epoch=3")
 
 
+@pytest.mark.slow
 def test_each_fold_is_scored():
     config = inner.settings("synthetic:cart-tiny", str(BUNDLE), "target.epochs=1,target.folds=2")
     small = change(config, **{key: value for key, value in SMOKE.items() if key != "source"})

@@ -101,6 +101,7 @@ def test_the_number_of_parameters_is_as_documented(name, size, parameters):
     assert count(Network(ModelConfig(name=name), classes=8, image_size=size).abstract()[0]) == parameters
 
 
+@pytest.mark.slow
 def test_the_docs_list_every_model_with_its_parameters_and_work():
     text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.MULTILINE)
@@ -112,6 +113,7 @@ def test_the_docs_list_every_model_with_its_parameters_and_work():
         np.testing.assert_allclose(work, [row["gflops"] for row in found], rtol=0, atol=0.0051)
 
 
+@pytest.mark.slow
 def test_every_name_of_the_config_can_be_built_and_is_listed():
     assert set(MODELS) == set(MODEL_NAMES)
     for name in MODEL_NAMES:

@@ -39,6 +39,7 @@ def test_each_image_is_answered_as_if_alone(model, images):
         assert forward(network, params, stats, images[:0], placement, views=views).shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "imported"),
     [
@@ -75,6 +76,7 @@ def test_eight_views_are_averaged_so_that_a_turned_image_is_answered_alike(model
     np.testing.assert_allclose(found.logits, by_head, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_reestimated_statistics_are_the_mean_of_the_batches_moments(model, images):
     network, params, stats, placement = model
     found = jax.device_get(reestimate(network, params, stats, images[: 2 * BATCH], placement))
@@ -88,6 +90,7 @@ def test_reestimated_statistics_are_the_mean_of_the_batches_moments(model, image
         np.testing.assert_allclose(found["bn1"][name], wanted, rtol=2e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(tmp_path):
     names = bundles.load(BUNDLE).classes
     whole = predict(BUNDLE, "synthetic:cart-tiny", tmp_path / "all.csv")

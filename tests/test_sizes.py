@@ -87,6 +87,7 @@ def test_a_growing_stage_interrupted_on_either_side_of_the_switch_ends_with_the_
     records.close()
 
 
+@pytest.mark.slow
 def test_a_look_shows_images_at_the_size_that_the_weights_have_seen(tmp_path):
     growing = {"start_size": 32, "grow": 0.5, "optimizer": {"learning_rate": 0.0}}
     with small_job(tmp_path, size=48, epochs=2, **growing) as job:

@@ -212,7 +212,15 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_save_and_restore_together(tmp_path):
+def test_two_processes_save_and_restore_together_and_each_what_one_alone_saved_and_the_reverse(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, copied = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["data"], []))
+    tree = {
+        "split": jax.device_put(np.arange(8.0, dtype=np.float32) + 40, split),
+        "copied": jax.device_put(np.full((3,), 40, np.int32), copied),
+    }
+    with Store(tmp_path / "alone") as store:
+        store.save(2, tree, {"step": 2})
     worker = Path(__file__).parent / "faults" / "store_worker.py"
     port = _free_port()
     # One device a process, whatever the tests around simulate.
@@ -234,3 +242,7 @@ def test_two_processes_save_and_restore_together(tmp_path):
             w.kill()
     assert [w.returncode for w in workers] == [0, 0], "\n".join(outputs)
     assert all("same bits" in text for text in outputs)
+    found = Store(tmp_path / "together").restore(jax.tree.map(jnp.zeros_like, tree))
+    assert found is not None
+    jax.tree.map(np.testing.assert_array_equal, found[1], tree)
+    assert found[1]["split"].sharding == split

@@ -61,6 +61,7 @@ def job_of(here, pixels, data, arm="transfer", name="transfer/seed_0/fold_0"):
     return jobs.make_job(here, pixels, name, arm, data.folds[0][0].train, None, here.config.target)
 
 
+@pytest.mark.slow
 def test_a_leafs_bundle_has_the_weights_that_were_trained(begin):
     here, pixels, data = begin()  # four classes, which are trained in a head of eight columns
     job = job_of(here, pixels, data)
@@ -95,6 +96,7 @@ def test_a_pull_acts_on_what_was_transferred_and_its_anchor_is_the_same_again(be
     assert stages.prepared(job_of(here, pixels, data, arm="scratch"))[0].anchor is None
 
 
+@pytest.mark.slow
 def test_folds_and_arms_share_one_compiled_step(begin, caplog):
     here, pixels, data = begin(optimizer={"ema_decay": 0.75})  # that no other test compiles
     with jax.log_compiles(), caplog.at_level("WARNING"):

@@ -1,4 +1,8 @@
-"""Where a tree's arrays live and who owns their memory: copies before a save, places after a restore."""
+"""Where a tree's arrays live and who owns their memory: copies before a save, places after a restore.
+
+One process hands Orbax arrays of the host. Of those on devices Orbax writes the places as well, an array each, which
+took twice as long for the 491 arrays of a training state, and nothing reads them: `like` says where a leaf is to be.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,17 @@ def own(leaf: Any) -> Any:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
 
 
+def stored(leaf: Any) -> Any:
+    """What Orbax writes of an owned leaf. Waits for its value."""
+    return leaf if jax.process_count() > 1 or _is_key(leaf) else np.asarray(leaf)
+
+
 def abstract(leaf: Any) -> Any:
     """What Orbax is asked for in place of `leaf`."""
-    if isinstance(leaf, np.ndarray | np.generic) or _is_uncommitted(leaf):
+    alone = jax.process_count() == 1 and not _is_key(leaf)
+    if alone or isinstance(leaf, np.ndarray | np.generic) or _is_uncommitted(leaf):
         return np.empty(leaf.shape, leaf.dtype)
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))  # type: ignore[no-untyped-call]
 
 
 def place(found: Any, like: Any) -> Any:
@@ -37,9 +46,18 @@ def place(found: Any, like: Any) -> Any:
     if found is None:
         return jnp.zeros(like.shape, like.dtype, device=like.sharding)
     # An uncommitted array (a fresh jnp.zeros) follows the others it meets; committed to a device it would refuse them.
-    return jnp.array(found, copy=True) if _is_uncommitted(like) else own(found)
+    if _is_uncommitted(like):
+        return jnp.array(found, copy=True)
+    return own(found) if isinstance(found, jax.Array) else jax.device_put(found, _sharding(like), may_alias=False)
+
+
+def _sharding(leaf: Any) -> Any:
+    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _is_uncommitted(leaf: Any) -> bool:
-    plain = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return plain and not getattr(leaf, "committed", True)
+    return isinstance(leaf, jax.Array) and not _is_key(leaf) and not getattr(leaf, "committed", True)

@@ -207,8 +207,9 @@ class Store:
             raise Interrupted(f"{final}: process 0 could not begin this step. Run again to go on from the step before.")
         try:
             if stored:
+                tree = manifest.nest({path: placement.stored(leaf) for path, leaf in stored.items()})
                 with _checkpointer(operation) as orbax:
-                    orbax.save(temporary / "state", args=ocp.args.StandardSave(manifest.nest(stored)))
+                    orbax.save(temporary / "state", args=ocp.args.StandardSave(tree))
             if main:
                 files.write_atomic(temporary / manifest.LEAVES, manifest.dump(manifest.describe(leaves)))
                 files.write_atomic(temporary / manifest.FACTS, notes)

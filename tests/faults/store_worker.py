@@ -46,7 +46,10 @@ def starve(folder: Path, limit: int) -> None:
 
 
 def pair(folder: Path, port: int, rank: int) -> None:
-    """One of two processes with an array split over both, a copied one, and a damaged newest step."""
+    """One of two processes with an array split over both, a copied one, and a damaged newest step.
+
+    In folder/alone lies what one process has saved of the same.
+    """
     faulthandler.dump_traceback_later(60, exit=True)  # a deadlock shows where it stands
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
@@ -60,7 +63,7 @@ def pair(folder: Path, port: int, rank: int) -> None:
 
     update = jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)
     warned: list[str] = []
-    store = Store(folder, keep=2, warn=warned.append)
+    store = Store(folder / "together", keep=2, warn=warned.append)
     state = make(0)
     for step in range(4):
         store.save(step, state, {"step": step})
@@ -71,16 +74,17 @@ def pair(folder: Path, port: int, rank: int) -> None:
     assert store.steps() == [2, 3]
     multihost_utils.sync_global_devices("both have looked")
     if rank == 0:
-        next((folder / "step_000000003" / "state").glob("**/manifest.ocdbt")).write_bytes(b"x")
-    found = store.restore(make(9))
-    assert found is not None
-    step, tree, facts = found
-    assert (step, facts["step"]) == (2, 2)
+        next((store.folder / "step_000000003" / "state").glob("**/manifest.ocdbt")).write_bytes(b"x")
     want = make(40)
-    for name, leaf in tree.items():
-        assert leaf.sharding == want[name].sharding
-        for mine, theirs in zip(leaf.addressable_shards, want[name].addressable_shards, strict=True):
-            assert np.asarray(mine.data).tobytes() == np.asarray(theirs.data).tobytes()
+    for kept in (store, Store(folder / "alone")):
+        found = kept.restore(make(9))
+        assert found is not None
+        step, tree, facts = found
+        assert (step, facts["step"]) == (2, 2)
+        for name, leaf in tree.items():
+            assert leaf.sharding == want[name].sharding
+            for mine, theirs in zip(leaf.addressable_shards, want[name].addressable_shards, strict=True):
+                assert np.asarray(mine.data).tobytes() == np.asarray(theirs.data).tobytes()
     assert len(warned) == (1 if rank == 0 else 0)
     print("same bits", flush=True)
 
