@@ -153,9 +153,7 @@ def recipe_of(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
 def fit(job: Job) -> Trained:
     """Trains a network, going on where an earlier process stopped. Its last save goes on: see `Trained.settle`."""
     if not job.steps:
-        trained = Trained(*job.start, 0)
-        _keep(job, trained)
-        return trained
+        return Trained(*job.start, 0, _kept(job))
     run = job.pixels.run
     keeper = _BestEpoch(job) if len(job.watch) else None
     store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.around.console.warn)
@@ -225,12 +223,11 @@ def _anchor(job: Job) -> optimizers.Anchor | None:
     return anchor
 
 
-def _keep(job: Job, trained: Trained) -> None:
-    """Saves weights that no loop has trained, so that their leaf has a checkpoint like the others."""
-    with Store(job.folder_of / "checkpoints", keep=1, warn=job.pixels.run.around.console.warn) as store:
-        weights = job.pixels.run.placement.put_copies(_named(trained.params, trained.batch_stats))
-        store.save(trained.step, weights, {"stage": job.name})
-        store.wait()
+def _kept(job: Job) -> Store:
+    """Saves weights that no loop trains, so that their leaf has a checkpoint like the others. The save goes on."""
+    store = Store(job.folder_of / "checkpoints", keep=1, warn=job.pixels.run.around.console.warn)
+    store.save(0, job.pixels.run.placement.put_copies(_named(*job.start)), {"stage": job.name})
+    return store
 
 
 def _named(params: Tree, batch_stats: Tree) -> Tree:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from rcmnet_jax.errors import UserError
@@ -95,7 +94,7 @@ def transfer(
       allow_missing: whether leaves of the body that the source lacks may stay as initialised.
 
     Returns:
-      params, batch_stats and the account. All arrays are new: donating them leaves the arguments as they were.
+      params, batch_stats and the account. All arrays are of the host and new, whatever becomes of the arguments.
 
     Raises:
       UserError: a leaf that is missing, of a shape that does not fit, or not finite; or a source of which nothing fits.
@@ -172,14 +171,14 @@ def _interpolate(table: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray
 def _fill(name: str, found: Any, initial: Any, is_position: bool) -> tuple[Any, Leaf]:
     shape, dtype = np.shape(initial), initial.dtype
     if found is None:
-        return jnp.array(initial, copy=True), Leaf(name, "new", shape)
+        return np.array(initial), Leaf(name, "new", shape)
     value = np.asarray(found)
     if not np.isfinite(value.astype(np.float64)).all():
         raise UserError(
             f"{name}: the weights hold values that are not finite (shape {value.shape}). Take a sound copy."
         )
     if value.shape == shape:
-        return jnp.array(value, dtype, copy=True), Leaf(name, "loaded", shape)
+        return np.array(value, dtype), Leaf(name, "loaded", shape)
     relative = name.rsplit("/", 1)[-1].startswith("rel_")
     fits = value.ndim == len(shape) >= 2 and value.shape[-1] == shape[-1] and min(value.shape) > 0
     if not (is_position and fits and (not relative or value.shape[0] % 2 == shape[0] % 2 == 1)):
@@ -188,7 +187,7 @@ def _fill(name: str, found: Any, initial: Any, is_position: bool) -> tuple[Any, 
             "Use the model's settings that the weights were made with."
         )
     resized = resize_relative(value, shape[0]) if relative else resize_absolute(value, shape)
-    return jnp.asarray(resized, dtype), Leaf(name, "resized", shape, value.shape)
+    return np.asarray(resized, dtype), Leaf(name, "resized", shape, value.shape)
 
 
 def _walk(tree: Mapping[str, Any], prefix: Path = ()) -> Iterable[tuple[Path, Any]]:
