@@ -26,9 +26,9 @@ def own(leaf: Any) -> Any:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
 
 
-def stored(leaf: Any) -> Any:
-    """What Orbax writes of an owned leaf. Waits for its value."""
-    return leaf if jax.process_count() > 1 or _is_key(leaf) else np.asarray(leaf)
+def fetched(leaves: Any) -> Any:
+    """What Orbax writes of owned leaves. Waits for their values, which leave the devices together; keys stay keys."""
+    return leaves if jax.process_count() > 1 else jax.device_get(leaves)
 
 
 def abstract(leaf: Any) -> Any:

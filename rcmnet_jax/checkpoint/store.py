@@ -207,7 +207,7 @@ class Store:
             raise Interrupted(f"{final}: process 0 could not begin this step. Run again to go on from the step before.")
         try:
             if stored:
-                tree = manifest.nest({path: placement.stored(leaf) for path, leaf in stored.items()})
+                tree = manifest.nest(placement.fetched(stored))
                 with _checkpointer(operation) as orbax:
                     orbax.save(temporary / "state", args=ocp.args.StandardSave(tree))
             if main:
