@@ -96,14 +96,13 @@ def steps_of(epochs: float, images: int, batch_size: int) -> int:
 
 def with_probe(pixels: Pixels, network: Network, weights: Weights, rows: np.ndarray) -> Weights:
     """The weights with the linear probe of the rows as their head."""
-    params, batch_stats = weights
     placement = pixels.run.placement
-    placed = placement.put_copies(weights)  # once, and not with each batch
+    params, batch_stats = placement.put_copies(weights)  # once, and not with each batch
     images, labels = pixels.data.images(rows), pixels.data.examples.label[rows]
     views = pixels.run.config.evaluation.views  # as the bundle will be asked
-    embeddings = forward(network, *placed, images, placement, output="embedding", views=views)
+    embeddings = forward(network, params, batch_stats, images, placement, output="embedding", views=views)
     kernel, bias = probe.fit(embeddings, labels, network.classes)
-    return {**params, network.head[0]: {"kernel": kernel, "bias": bias}}, batch_stats
+    return {**weights[0], network.head[0]: {"kernel": kernel, "bias": bias}}, weights[1]
 
 
 def _taken(report: Report) -> frozenset[tuple[str, ...]]:
