@@ -33,11 +33,16 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quickly_compiled() -> Iterator[None]:
-    """Has programs compiled in half the time, to slower code: for what hangs on no speed and on no last bit."""
+    """Has programs compiled in half the time, to slower code: for what hangs on no speed and on no last bit.
+
+    A module has such programs to itself: what is held in memory is forgotten before and after, as they round otherwise.
+    """
     import jax
 
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
