@@ -1,6 +1,7 @@
 """The audit finds what is planted, leaves different cells alone, and stops a run by what may not stand."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -11,13 +12,14 @@ import pytest
 from PIL import Image, ImageFilter
 
 from rcmnet_jax.config import AuditConfig
-from rcmnet_jax.data.audit import ERRORS, Audit, Finding, audit, audit_run, blocking, twins
+from rcmnet_jax.data.audit import ERRORS, Audit, Finding, audit, audit_run, blocking, shortcuts, twins
 from rcmnet_jax.data.audit.hashing import VIEWS, hashes, near_pairs, thumbnails, undo
 from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.data.splits import cross_validation, holdout
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import shortcut
 
 RULE = ImageRule(64)
 
@@ -290,6 +292,39 @@ def test_a_class_marked_by_its_border_colour_is_found(tmp_path):
     finding = found(audit([opened(made, tmp_path)], AuditConfig()), "shortcut_border_colour")
     assert finding.details["balanced_accuracy"] > 0.95
     assert not [f for f in audit([opened(made, tmp_path)], AuditConfig()).findings if f.name == "shortcut_image_size"]
+
+
+def test_what_signals_tell_is_asked_once_of_the_same_set(tmp_path, monkeypatch):
+    made, asked = Folder(tmp_path / "set"), []
+    for i in range(40):
+        made.add(f"{i}.png", cell(i, size=60 + 20 * (i % 2)), "ab"[i % 2])
+
+    def counted(*words):
+        asked.append(words)
+        return shortcut.usefulness(*words)
+
+    monkeypatch.setattr(shortcuts, "usefulness", counted)
+    data = opened(made, tmp_path)
+    first = audit([data], AuditConfig()).to_json()
+    assert audit([data], AuditConfig()).to_json() == first
+    assert len(asked) == 1
+    (note,) = (data.folder.parent.parent / "shortcuts").iterdir()
+    for damaged in (b"", b"[{}]", b"7", note.read_bytes()[:-9]):
+        note.write_bytes(damaged)
+        assert audit([data], AuditConfig()).to_json() == first
+    assert len(asked) == 5
+    relabelled = dataclasses.replace(data.examples, label=data.examples.label[::-1].copy())
+    audit([dataclasses.replace(data, examples=relabelled)], AuditConfig())
+    assert len(asked) == 6, "other labels are another question"
+
+
+def test_a_cache_that_cannot_hold_what_signals_tell_is_no_hindrance(tmp_path):
+    made = Folder(tmp_path / "set")
+    for i in range(40):
+        made.add(f"{i}.png", cell(i, size=60 + 20 * (i % 2)), "ab"[i % 2])
+    data = opened(made, tmp_path)
+    (data.folder.parent.parent / "shortcuts").write_text("a file where a folder should be")
+    assert found(audit([data], AuditConfig()), "shortcut_image_size").level == "warning"
 
 
 def test_a_class_that_differs_only_by_case_is_an_error(planted):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rcmnet_jax.data import partition
 from rcmnet_jax.data.audit.findings import Finding, Subject
+from rcmnet_jax.data.prepare import PreparedSet
+from rcmnet_jax.evaluation import shortcut
+from rcmnet_jax.evaluation.shortcut import Usefulness, usefulness
+from rcmnet_jax.files import write_atomic
 
 _SKILL = 0.3  # share of the way from chance to perfect from which a family is a shortcut worth a warning
 _OTHERWISE = "A model that does no better has not learnt the cells."
@@ -21,11 +31,7 @@ def shortcut_findings(number: int, subject: Subject) -> tuple[list[Finding], lis
 
     The name is shortcut_FAMILY, such as shortcut_image_size. Balanced accuracy is cross-validated over groups.
     """
-    from rcmnet_jax.evaluation.shortcut import usefulness
-
-    examples = subject.prepared.examples
-    table = usefulness(examples, len(subject.prepared.classes))
-    found = []
+    table, found = _table(subject.prepared), []
     for one in table:
         skill = (one.balanced_accuracy - one.chance) / (1 - one.chance)
         if one.family not in _SUMS and skill >= _SKILL and one.balanced_accuracy - 2 * one.error > one.chance:
@@ -43,6 +49,29 @@ def shortcut_findings(number: int, subject: Subject) -> tuple[list[Finding], lis
                 )
             )
     return found, [_plain(one) for one in table]
+
+
+def _table(prepared: PreparedSet) -> list[Usefulness]:
+    """`usefulness` of the set, or what it said in an earlier process: seconds of fits, and scikit-learn's import."""
+    note = prepared.folder.parent.parent / "shortcuts" / f"{_circumstances(prepared)}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no note, or none that can be read
+        return [Usefulness(**{**one, "signals": tuple(one["signals"])}) for one in json.loads(note.read_bytes())]
+    table = usefulness(prepared.examples, len(prepared.classes))
+    with contextlib.suppress(OSError):  # a folder that cannot be written holds no note
+        write_atomic(note, json.dumps([dataclasses.asdict(one) for one in table]), durable=False)
+    return table
+
+
+def _circumstances(prepared: PreparedSet) -> str:
+    """A digest of all that the table hangs on: what is known of the images, our code, and the packages."""
+    examples, packages = prepared.examples, ("numpy", "scipy", "scikit-learn")
+    facts = (len(prepared.classes), examples.signal_names, [importlib.metadata.version(name) for name in packages])
+    digest = hashlib.sha256(repr(facts).encode())
+    for file in (shortcut.__file__, partition.__file__):
+        digest.update(Path(file).read_bytes())
+    for known in (examples.signals, examples.label, examples.group, examples.pixels):
+        digest.update(f"{known.dtype} {known.shape}".encode() + np.ascontiguousarray(known).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _typical(subject: Subject, each: int = 2) -> list[int]:
