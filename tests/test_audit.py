@@ -309,13 +309,29 @@ def test_what_signals_tell_is_asked_once_of_the_same_set(tmp_path, monkeypatch):
     assert audit([data], AuditConfig()).to_json() == first
     assert len(asked) == 1
     (note,) = (data.folder.parent.parent / "shortcuts").iterdir()
-    for damaged in (b"", b"[{}]", b"7", note.read_bytes()[:-9]):
+    whole = note.read_bytes()
+    for damaged in (b"", b"[]", b"7\n[]", b"\xff\n[]", whole[:-9], whole.replace(b"1.0", b"0.1", 1)):
+        assert damaged != whole
         note.write_bytes(damaged)
         assert audit([data], AuditConfig()).to_json() == first
-    assert len(asked) == 5
-    relabelled = dataclasses.replace(data.examples, label=data.examples.label[::-1].copy())
-    audit([dataclasses.replace(data, examples=relabelled)], AuditConfig())
-    assert len(asked) == 6, "other labels are another question"
+    assert len(asked) == 7
+
+
+@pytest.mark.parametrize("changed", ["label", "group", "pixels", "signals", "packages", "processor"])
+def test_what_signals_tell_is_asked_anew_where_anything_differs(tmp_path, monkeypatch, changed):
+    made = Folder(tmp_path / "set")
+    for i in range(8):
+        made.add(f"{i}.png", cell(i), "ab"[i % 2], f"g{i}")
+    data = opened(made, tmp_path)
+    before = shortcuts._circumstances(data)
+    if changed == "packages":
+        monkeypatch.setattr(shortcuts.importlib.metadata, "version", lambda _: "0.0")
+    elif changed == "processor":
+        monkeypatch.setattr(shortcuts, "cpu_model", lambda: ("another", ""))
+    else:
+        turned = np.roll(getattr(data.examples, changed), 1, axis=0)
+        data = dataclasses.replace(data, examples=dataclasses.replace(data.examples, **{changed: turned}))
+    assert shortcuts._circumstances(data) != before
 
 
 def test_a_cache_that_cannot_hold_what_signals_tell_is_no_hindrance(tmp_path):

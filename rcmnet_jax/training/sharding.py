@@ -17,7 +17,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Cluster:
-    """How to find the other processes; empty values leave it to the cluster's environment (Slurm, GKE, TPU pods)."""
+    """How to find the other processes; empty values leave it to the cluster's environment (Slurm, TPU slices)."""
 
     coordinator: str = ""  # host:port of process 0
     processes: int = 0
@@ -31,7 +31,8 @@ def join_cluster(cluster: Cluster) -> None:
     when RCMNET_DISTRIBUTED=1. Alone otherwise.
 
     Raises:
-      UserError: flags that do not fit each other, or a cluster that cannot be reached.
+      UserError: flags that do not fit each other, or no cluster where one was announced. Where the others do not come,
+        JAX itself ends the process after five minutes.
     """
     if bool(cluster.coordinator) != bool(cluster.processes):
         raise UserError("--coordinator and --num_processes go together: give both, or neither.")

@@ -18,6 +18,7 @@ from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.evaluation import shortcut
 from rcmnet_jax.evaluation.shortcut import Usefulness, usefulness
 from rcmnet_jax.files import write_atomic
+from rcmnet_jax.runtime import cpu_model
 
 _SKILL = 0.3  # share of the way from chance to perfect from which a family is a shortcut worth a warning
 _OTHERWISE = "A model that does no better has not learnt the cells."
@@ -54,18 +55,26 @@ def shortcut_findings(number: int, subject: Subject) -> tuple[list[Finding], lis
 def _table(prepared: PreparedSet) -> list[Usefulness]:
     """`usefulness` of the set, or what it said in an earlier process: seconds of fits, and scikit-learn's import."""
     note = prepared.folder.parent.parent / "shortcuts" / f"{_circumstances(prepared)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no note, or none that can be read
-        return [Usefulness(**{**one, "signals": tuple(one["signals"])}) for one in json.loads(note.read_bytes())]
+    with contextlib.suppress(OSError, ValueError):  # no note, or a damaged one
+        digest, content = note.read_text("utf-8").split("\n")
+        if digest == _digest(content):
+            return [Usefulness(**{**one, "signals": tuple(one["signals"])}) for one in json.loads(content)]
     table = usefulness(prepared.examples, len(prepared.classes))
+    content = json.dumps([dataclasses.asdict(one) for one in table])
     with contextlib.suppress(OSError):  # a folder that cannot be written holds no note
-        write_atomic(note, json.dumps([dataclasses.asdict(one) for one in table]), durable=False)
+        write_atomic(note, f"{_digest(content)}\n{content}", durable=False)
     return table
 
 
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _circumstances(prepared: PreparedSet) -> str:
-    """A digest of all that the table hangs on: what is known of the images, our code, and the packages."""
+    """A digest of all that the table hangs on: what is known of the images, processor, packages and our code."""
     examples, packages = prepared.examples, ("numpy", "scipy", "scikit-learn")
-    facts = (len(prepared.classes), examples.signal_names, [importlib.metadata.version(name) for name in packages])
+    versions = [importlib.metadata.version(name) for name in packages]
+    facts = (len(prepared.classes), examples.signal_names, cpu_model(), versions)
     digest = hashlib.sha256(repr(facts).encode())
     for file in (shortcut.__file__, partition.__file__):
         digest.update(Path(file).read_bytes())
