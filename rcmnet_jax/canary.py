@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from rcmnet_jax.errors import GuardError
 from rcmnet_jax.models.cbam import CBAM
 from rcmnet_jax.models.mhsa import MHSA
 from rcmnet_jax.models.norm import EPSILON
-from rcmnet_jax.runtime import KEEP_DEFECT, YNN_FLAG, cores, cpu_model, user_flags
+from rcmnet_jax.runtime import KEEP_DEFECT, YNN_FLAG, circumstances, cores, user_flags
 
 Tree = dict[str, Any]
 Result = tuple[str, Any, np.ndarray]  # what it is, what JAX gives, what is right
@@ -63,12 +62,9 @@ def _circumstances() -> str:
     places = ("CACHE", "COORDINATOR", "PROCESS")  # where things are, not how they are compiled
     named = [name for name in os.environ if name.startswith("JAX_") and not any(place in name for place in places)]
     settings = [(name, os.environ[name]) for name in sorted(named)]
-    packages = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
-    facts = (cpu_model(), cores(), jax.device_count(), user_flags(), settings, packages)
-    digest = hashlib.sha256(repr(facts).encode())
-    for file in (Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    code = (Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py")))
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    return circumstances(code, packages, cores(), jax.device_count(), user_flags(), settings)
 
 
 def _known_wrong() -> Iterator[Result]:

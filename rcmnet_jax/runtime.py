@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,15 @@ def _is_whole_zstd(entry: bytes) -> bool:
     except zstandard.ZstdError:
         return False
     return bool(inflate.eof)
+
+
+def circumstances(code: Iterable[Path | str], packages: Iterable[str], *facts: Any) -> str:
+    """A digest of what a result hangs on: the processor, files of code, versions of packages, and facts by `repr`."""
+    versions = [importlib.metadata.version(name) for name in packages]
+    digest = hashlib.sha256(repr((cpu_model(), versions, facts)).encode())
+    for file in code:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:32]
 
 
 def environment() -> dict[str, Any]:

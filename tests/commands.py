@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,13 @@ def environment(**more: str) -> dict[str, str]:
     """As a user has it: one device, nothing of the tests' own settings but the cache folder, `QUICKLY`, and `more`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
     return {**kept, **QUICKLY, "PYTHONPATH": str(ROOT), **more}
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens at just now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def start(*words: Any, cwd: Path = ROOT, **more: str) -> subprocess.Popen[bytes]:

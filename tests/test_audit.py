@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from rcmnet_jax import runtime
 from rcmnet_jax.config import AuditConfig
 from rcmnet_jax.data.audit import ERRORS, Audit, Finding, audit, audit_run, blocking, shortcuts, twins
 from rcmnet_jax.data.audit.hashing import VIEWS, hashes, near_pairs, thumbnails, undo
@@ -294,17 +295,21 @@ def test_a_class_marked_by_its_border_colour_is_found(tmp_path):
     assert not [f for f in audit([opened(made, tmp_path)], AuditConfig()).findings if f.name == "shortcut_image_size"]
 
 
-def test_what_signals_tell_is_asked_once_of_the_same_set(tmp_path, monkeypatch):
-    made, asked = Folder(tmp_path / "set"), []
+def told_by_size(tmp_path):
+    made = Folder(tmp_path / "set")
     for i in range(40):
         made.add(f"{i}.png", cell(i, size=60 + 20 * (i % 2)), "ab"[i % 2])
+    return opened(made, tmp_path)
+
+
+def test_what_signals_tell_is_asked_once_of_the_same_set(tmp_path, monkeypatch):
+    data, asked = told_by_size(tmp_path), []
 
     def counted(*words):
         asked.append(words)
         return shortcut.usefulness(*words)
 
     monkeypatch.setattr(shortcuts, "usefulness", counted)
-    data = opened(made, tmp_path)
     first = audit([data], AuditConfig()).to_json()
     assert audit([data], AuditConfig()).to_json() == first
     assert len(asked) == 1
@@ -325,9 +330,9 @@ def test_what_signals_tell_is_asked_anew_where_anything_differs(tmp_path, monkey
     data = opened(made, tmp_path)
     before = shortcuts._circumstances(data)
     if changed == "packages":
-        monkeypatch.setattr(shortcuts.importlib.metadata, "version", lambda _: "0.0")
+        monkeypatch.setattr(runtime.importlib.metadata, "version", lambda _: "0.0")
     elif changed == "processor":
-        monkeypatch.setattr(shortcuts, "cpu_model", lambda: ("another", ""))
+        monkeypatch.setattr(runtime, "cpu_model", lambda: ("another", ""))
     else:
         turned = np.roll(getattr(data.examples, changed), 1, axis=0)
         data = dataclasses.replace(data, examples=dataclasses.replace(data.examples, **{changed: turned}))
@@ -335,10 +340,7 @@ def test_what_signals_tell_is_asked_anew_where_anything_differs(tmp_path, monkey
 
 
 def test_a_cache_that_cannot_hold_what_signals_tell_is_no_hindrance(tmp_path):
-    made = Folder(tmp_path / "set")
-    for i in range(40):
-        made.add(f"{i}.png", cell(i, size=60 + 20 * (i % 2)), "ab"[i % 2])
-    data = opened(made, tmp_path)
+    data = told_by_size(tmp_path)
     (data.folder.parent.parent / "shortcuts").write_text("a file where a folder should be")
     assert found(audit([data], AuditConfig()), "shortcut_image_size").level == "warning"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import ROOT, start
+from tests.commands import ROOT, free_port, start
 
 DEPLOY = ROOT / "deploy"
 WORDS = ("--config=configs/cart.py:smoke", "--workdir=/shared/a run")
@@ -52,7 +51,7 @@ def shell(tmp_path):
 )
 def test_slurm_starts_a_process_a_task_and_queues_a_stopped_run_again(shell, status, count, again):
     more = {"RCMNET_CACHE": "/shared/cache", "SLURM_JOB_ID": "7", "STATUS_srun": str(status)}
-    code, calls, _ = shell("bash", DEPLOY / "slurm.sbatch", *WORDS, **more, SLURM_RESTART_COUNT=str(count))
+    code, calls, _ = shell("bash", DEPLOY / "slurm.sbatch", *WORDS, **more, SLURM_RESTART_COUNT=count)
     assert code == status
     settings = ["cache=/shared/cache", "distributed=1"]
     assert calls[0] == ["srun", "--kill-on-bad-exit=0", "--wait=300", "python", "launch.py", *WORDS, *settings]
@@ -77,11 +76,8 @@ def test_slurm_wants_a_cache_that_nodes_share(shell, monkeypatch):
 
 
 def test_slurms_tasks_find_each_other():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     tasks = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
-    more = {**tasks, "JAX_COORDINATOR_PORT": str(port), "RCMNET_DISTRIBUTED": "1", "JAX_PLATFORMS": "cpu"}
+    more = {**tasks, "JAX_COORDINATOR_PORT": str(free_port()), "RCMNET_DISTRIBUTED": "1", "JAX_PLATFORMS": "cpu"}
     both = [start("-c", JOINED, **more, SLURM_PROCID=str(task)) for task in range(2)]
     try:
         said = [process.communicate(timeout=120) for process in both]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.commands import QUICKLY, ROOT
+from tests.commands import QUICKLY, ROOT, free_port
 from tests.commands import start as launching
 
 
@@ -36,9 +35,7 @@ def on_devices(folder, count, steps, precision):
 
 
 def on_two_processes(folder, steps, precision):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     finish(*(start(folder / "two.npz", 4, steps, precision, port, 2, process) for process in range(2)))
     return np.load(folder / "two.npz")
 
@@ -66,9 +63,7 @@ def test_in_float32_the_first_step_agrees(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_do_a_whole_run_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = (
         "--config=configs/cart.py:smoke",
         "--config.steps_per_dispatch=2",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rcmnet_jax import files
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.errors import UserError
+from tests.commands import free_port
 
 
 class Momentum(NamedTuple):
@@ -205,12 +205,6 @@ def test_a_save_returns_before_it_is_committed(tmp_path, monkeypatch):
     assert np.array_equal(tree["a"], np.ones((250, 1000)))
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return int(s.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_two_processes_save_and_restore_together_and_each_what_one_alone_saved_and_the_reverse(tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -222,7 +216,7 @@ def test_two_processes_save_and_restore_together_and_each_what_one_alone_saved_a
     with Store(tmp_path / "alone") as store:
         store.save(2, tree, {"step": 2})
     worker = Path(__file__).parent / "faults" / "store_worker.py"
-    port = _free_port()
+    port = free_port()
     # One device a process, whatever the tests around simulate.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[1])}
     workers = [

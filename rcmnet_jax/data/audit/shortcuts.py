@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,8 @@ from rcmnet_jax.data.audit.findings import Finding, Subject
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.evaluation import shortcut
 from rcmnet_jax.evaluation.shortcut import Usefulness, usefulness
-from rcmnet_jax.files import write_atomic
-from rcmnet_jax.runtime import cpu_model
+from rcmnet_jax.files import sha256_bytes, write_atomic
+from rcmnet_jax.runtime import circumstances
 
 _SKILL = 0.3  # share of the way from chance to perfect from which a family is a shortcut worth a warning
 _OTHERWISE = "A model that does no better has not learnt the cells."
@@ -57,30 +54,22 @@ def _table(prepared: PreparedSet) -> list[Usefulness]:
     note = prepared.folder.parent.parent / "shortcuts" / f"{_circumstances(prepared)}.json"
     with contextlib.suppress(OSError, ValueError):  # no note, or a damaged one
         digest, content = note.read_text("utf-8").split("\n")
-        if digest == _digest(content):
+        if digest == sha256_bytes(content.encode()):
             return [Usefulness(**{**one, "signals": tuple(one["signals"])}) for one in json.loads(content)]
     table = usefulness(prepared.examples, len(prepared.classes))
     content = json.dumps([dataclasses.asdict(one) for one in table])
     with contextlib.suppress(OSError):  # a folder that cannot be written holds no note
-        write_atomic(note, f"{_digest(content)}\n{content}", durable=False)
+        write_atomic(note, f"{sha256_bytes(content.encode())}\n{content}", durable=False)
     return table
 
 
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def _circumstances(prepared: PreparedSet) -> str:
-    """A digest of all that the table hangs on: what is known of the images, processor, packages and our code."""
-    examples, packages = prepared.examples, ("numpy", "scipy", "scikit-learn")
-    versions = [importlib.metadata.version(name) for name in packages]
-    facts = (len(prepared.classes), examples.signal_names, cpu_model(), versions)
-    digest = hashlib.sha256(repr(facts).encode())
-    for file in (shortcut.__file__, partition.__file__):
-        digest.update(Path(file).read_bytes())
-    for known in (examples.signals, examples.label, examples.group, examples.pixels):
-        digest.update(f"{known.dtype} {known.shape}".encode() + np.ascontiguousarray(known).tobytes())
-    return digest.hexdigest()[:32]
+    """A digest of all that the table hangs on, of which the most is what is known of the images."""
+    examples = prepared.examples
+    known = [np.ascontiguousarray(x) for x in (examples.signals, examples.label, examples.group, examples.pixels)]
+    seen = [(x.dtype, x.shape, sha256_bytes(x.tobytes())) for x in known]
+    code, packages = (shortcut.__file__, partition.__file__), ("numpy", "scipy", "scikit-learn")
+    return circumstances(code, packages, len(prepared.classes), examples.signal_names, seen)
 
 
 def _typical(subject: Subject, each: int = 2) -> list[int]:
