@@ -65,7 +65,8 @@ def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path
     filled = _filled(settings(study, name), located(places, name, seed))
     if STUDIES[study].images:
         filled["source.splits"] = str(_part(Path(filled["source.splits"]), STUDIES[study].images, work))
-    asked = [f"--config={ROOT}/configs/ablation.py:{study}/{name}", f"--workdir={workdir}", f"--config.seed={seed}"]
+    own = settings(study, name).get("seed", 0) + seed
+    asked = [f"--config={ROOT}/configs/ablation.py:{study}/{name}", f"--workdir={workdir}", f"--config.seed={own}"]
     command = [sys.executable, str(ROOT / "launch.py"), *asked, *(f"--config.{k}={v}" for k, v in filled.items())]
     start = time.perf_counter()
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

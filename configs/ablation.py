@@ -1,10 +1,10 @@
 """The studies behind the defaults: which runs there are, by name. `python -m benchmarks.study` does those not done yet.
 
-    python launch.py --config=configs/ablation.py:screen/mixup --config.seed=1 \\
-        --config.source.data=PBC_dataset_normal_DIB.zip                              one run, by hand
+    python launch.py --config=configs/ablation.py:models/RCMNet --config.seed=1 \\
+        --config.source.data=PBC_dataset_normal_DIB.zip --config.source.splits=split.csv       one run, by hand
 
-A study asks one question with one base and changes one thing a run. `{pbc}` and the like are places, which each user
-has elsewhere: the study's command fills them in.
+A study asks one question with one base and changes one thing a run, or, where it is crossed, many at once. `{pbc}` and
+the like are places, which each user has elsewhere: the study's command fills them in.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Study:
     seeds: int = 3
     images: int = 0  # of the source's training part, the same ones in every run; 0: all
     primary: str = "balanced_accuracy"
+    switches: tuple[str, ...] = ()  # of a crossed study, whose runs are the rows of `crossed`
 
 
 _PBC: Changes = {"source": {"data": "{pbc}", "splits": "{split}"}, "target": {"data": "none"}}
@@ -86,42 +87,70 @@ def _fewer(epochs: float, images: int) -> dict[str, Changes]:
     return {f"{n} a class": {"target": {"limit": n, "epochs": epochs * images / n}} for n in (50, 25, 10)}
 
 
+def crossed() -> list[list[bool]]:
+    """Which of eleven switches is on in each of 24 runs, so that every run tells of every switch.
+
+    The twelve runs of Plackett and Burman (Biometrika 33, 1946), where any two switches are on together, off together
+    and apart equally often, then their mirror, which frees each switch's effect from what two of the others do
+    together. An effect is the difference of two means of twelve runs, so it has the standard error that 12 seeds each
+    of with and without would give, for 24 runs and not 264.
+    """
+    first = [sign == "+" for sign in "++-+++---+-"]
+    rows = [first[-shift:] + first[:-shift] for shift in range(len(first))] + [[False] * len(first)]
+    return rows + [[not on for on in row] for row in rows]
+
+
+def _rows(switches: dict[str, Changes]) -> dict[str, Changes]:
+    """The runs of a crossed study; each adds its number to the seed, so that rows do not share their luck."""
+    return {
+        f"row {row}": _with({"seed": row}, *(switches[name] for name, on in zip(switches, ons, strict=True) if on))
+        for row, ons in enumerate(crossed())
+    }
+
+
 # Stains, lamps, cameras and scales as they differ between laboratories, short of what hides the cell.
 LABORATORIES: Changes = {
     "scale": 0.3, "padding": "reflect", "gamma": 0.25, "white": 0.12, "hue": 0.08, "reinhard": 0.25, "stain": 0.15,
     "blur": 0.015, "noise": 0.02,
 }  # fmt: skip
 
+# What pretraining may have besides the middle of the frame, which the study "crop" settled. Off is the study's base.
+_SWITCHES: dict[str, Changes] = {
+    "layer decay 0.5": {"source": {"layer_decay": 0.5}},
+    "colours": _augment(**{key: PBC["augment"][key] for key in ("gamma", "white", "hue", "reinhard", "stain")}),
+    "optics": _augment(**{key: PBC["augment"][key] for key in ("scale", "padding", "blur", "noise")}),
+    "turns by any angle": _augment(rotate=45.0),
+    "mixup 0.2": _augment(mixup=0.2),
+    "cutmix 1": _augment(cutmix=1.0),
+    "erase 0.25": _augment(erase=0.25),
+    "averaged weights": _optimizer(ema_decay=0.998),
+    "label smoothing 0.1": _optimizer(label_smoothing=0.1),
+    "rate 0.4, not 0.2": _optimizer(learning_rate=0.4),
+    "48 px for half the steps": {"source": {"start_size": 48, "grow": 0.5}},
+}
+_SWITCHED_OFF = _with({"source": {"crop": PBC["crop"], "epochs": 8.0}}, _optimizer(ema_decay=0.0, label_smoothing=0.0))
+
 STUDIES: dict[str, Study] = {
-    "screen": Study(
-        "Which switch of pretraining helps on PBC? 64 px, 4,000 images, 8 epochs, from ImageNet's conv1 to layer3.",
+    "crop": Study(
+        "How much of PBC's frame? 64 px, 4,000 images, 8 epochs, from ImageNet's conv1 to layer3.",
         _with(_PBC, _WEIGHTS, {"source": {"epochs": 8.0}}),
         {
-            "base": {},
-            "crop 0.8": {"image": {"crop": 0.8}},
-            "crop 0.65": {"image": {"crop": 0.65}},
-            **{f"crop 0.65, {name}": _with({"image": {"crop": 0.65}}, changes) for name, changes in {
-                "rate 0.4": _optimizer(learning_rate=0.4),
-                "layer decay 0.5": {"source": {"layer_decay": 0.5}},
-                "pull 0.01": {"source": {"pull": 0.01}},
-                "mixup 0.2": _augment(mixup=0.2),
-                "laboratories": _augment(**LABORATORIES),
-                "layer decay 0.5, turned": {"source": {"layer_decay": 0.5, "augment": {"rotate": 45.0}}},
-                "views": {"evaluation": {"views": "dihedral"}},
-            }.items()},
-            "mixup 0.2": _augment(mixup=0.2),
-            "cutmix 1": _augment(cutmix=1.0),
-            "erase 0.25": _augment(erase=0.25),
-            "stain 0.15": _augment(stain=0.15),
-            "no smoothing": _optimizer(label_smoothing=0.0),
-            "rate 0.1": _optimizer(learning_rate=0.1),
-            "rate 0.4": _optimizer(learning_rate=0.4),
-            "decay 2e-3": _optimizer(weight_decay=2e-3),
-            "adamw": _optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.05),
-            "wide appearance": _augment(scale=0.5, padding="reflect", gamma=0.3, white=0.15, hue=0.1, reinhard=0.3,
-                                        stain=0.2, blur=0.02, noise=0.03, grey=0.05),
+            "all": {},
+            "middle 0.8": {"image": {"crop": 0.8}},
+            "middle 0.65": {"image": {"crop": 0.65}},
+            "middle 0.65, laboratories": _with({"image": {"crop": 0.65}}, _augment(**LABORATORIES)),
+            "middle 0.65, layer decay 0.5": {"image": {"crop": 0.65}, "source": {"layer_decay": 0.5}},
         },
         images=4000,
+    ),
+    "screen": Study(
+        "Which switch of pretraining helps on PBC? 64 px, 4,000 images, 8 epochs, from ImageNet's conv1 to layer3.",
+        _with(_PBC, _WEIGHTS, {"evaluation": {"views": "dihedral"}}, _SWITCHED_OFF),
+        _rows(_SWITCHES),
+        seeds=1,
+        images=4000,
+        primary="top1",
+        switches=tuple(_SWITCHES),
     ),
     "pbc": Study(
         "How good is the recipe of configs/pbc.py on PBC's validation images, which chose nothing within a run?",
