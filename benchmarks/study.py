@@ -11,7 +11,7 @@ docs/studies/STUDY.jsonl: what was set, on which machine, when, how long, and it
 run is done again only if its settings change. `tables` writes into docs/results.md, between the marks of each study,
 means and deviations over the seeds, the first seed's interval over images or groups, differences from the study's first
 run paired by seed with a 95% t interval, and how far the run's first arm is ahead of its others (the first seed's, with
-the interval of its comparison.json).
+the interval of its comparison.json). Of a crossed study it writes what each switch adds.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
-from configs.ablation import STUDIES, Changes, settings
+from configs.ablation import STUDIES, Changes, Study, crossed, settings
 from rcmnet_jax.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
@@ -146,10 +147,15 @@ def _differences(workdir: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def table(study: str) -> str:
-    """The Markdown of a study: for each run and arm the metrics over the seeds, and the paired difference."""
+    """The Markdown of a study: for each run and arm the metrics over the seeds, and the paired difference.
+
+    Of a crossed study: what each switch adds.
+    """
     lines, found = sorted(records(study), key=lambda line: line["seed"]), STUDIES[study]
     if not lines:
         return ""
+    if found.switches:
+        return _switches(found, lines)
     values: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for line in lines:
         for arm, metrics in line["results"].items():
@@ -173,6 +179,48 @@ def table(study: str) -> str:
     filled = [i for i in range(len(head)) if any(row[i] for row in body)]
     rows = ["| " + " | ".join(row[i] for i in filled) + " |" for row in (head, ["---"] * len(head), *body)]
     return "\n".join([found.question, "", *rows, "", _measured(lines)])
+
+
+def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
+    rows = dict(zip(study.runs, crossed(), strict=True))
+    on = np.array([rows[line["run"]] for line in lines])
+    columns = []
+    for key, scale, digits in (("top1", 100, 2), ("balanced_accuracy", 100, 2), ("nll", 1, 3)):
+        values = scale * np.array([line["results"]["pretrain"][key] for line in lines])
+        found = effects(on, values)
+        if found is None:
+            return f"{study.question}\n\nSo far {len(lines)} of {len(rows)} runs, too few to tell the switches apart."
+        cells = [f"{e:+.{digits}f} ({e - h:+.{digits}f} to {e + h:+.{digits}f})" for e, h in zip(*found, strict=True)]
+        columns.append([f"{values.mean():.{digits}f}{'%' if scale == 100 else ''}", *cells])
+    head = ["switch", "top-1, points", "balanced accuracy, points", "NLL"]
+    body = zip(("mean of all runs", *study.switches), *columns, strict=True)
+    shown = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+    minutes = np.mean([line["seconds"] for line in lines]) / 60
+    return "\n".join(
+        [study.question, "", *shown, "", f"{len(lines)} runs, {minutes:.0f} minutes each. {_measured(lines)}"]
+    )
+
+
+def effects(on: NDArray[np.bool_], values: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """What each switch adds to a value, by least squares, and half the width of its 95% t interval.
+
+    With all rows of a crossed design an effect is the mean of the runs with the switch less the mean of those without.
+
+    Args:
+      on: (runs, switches).
+      values: (runs,).
+
+    Returns:
+      Two arrays (switches,), in the values' unit; None where there are too few runs.
+    """
+    design = np.column_stack([np.ones(len(on)), on])
+    left = len(on) - design.shape[1]
+    if left < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
+    found = np.linalg.lstsq(design, values)[0]
+    variance = np.sum((values - design @ found) ** 2) / left
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    return found[1:], stats.t.ppf(0.975, left) * errors[1:]
 
 
 def _points(form: str, found: Mapping[str, Sequence[float | None]] | None, key: str) -> str:

@@ -181,7 +181,9 @@ STUDIES: dict[str, Study] = {
         {**_STARTS, **{f"{name}, 96 px": _with(start, _LARGE, {"target": _SCRATCH} if name == "PBC" else {})
                        for name, start in _STARTS.items()},
          "ImageNet, then PBC, 96 px, turned": _with(_STARTS["ImageNet, then PBC"], _LARGE, _TURNED),
-         "PBC, turned": _with(_STARTS["PBC"], _LONG, _TURNED)},
+         "ImageNet, 96 px, turned": _with(_STARTS["ImageNet"], _LARGE, _TURNED),
+         "PBC, turned": _with(_STARTS["PBC"], _LONG, _TURNED),
+         "ImageNet, then PBC, turned": _with(_STARTS["ImageNet, then PBC"], _LONG, _TURNED, {"target": _SCRATCH})},
     ),
     "t-cells": Study(
         "Does the public set help on T cells without a stain (4 donors, one left out at a time)?",

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import study
-from configs.ablation import STUDIES, get_config, settings
+from configs.ablation import STUDIES, crossed, get_config, settings
 from rcmnet_jax.checks import check
 from rcmnet_jax.config import from_dict
 from rcmnet_jax.errors import UserError
@@ -29,9 +29,9 @@ def record(run, seed, value, **changes):
     return {**line, "machine": machine, "results": {"pretrain": metrics}, "differences": {}, **changes}
 
 
-def keep(folder, *lines):
+def keep(folder, *lines, study="smoke"):
     folder.mkdir()
-    (folder / "smoke.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{study}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.mark.parametrize("name", [f"{name}/{run}" for name, one in STUDIES.items() for run in one.runs])
@@ -69,6 +69,41 @@ def test_a_single_image_has_no_interval_to_show(kept):
     line["results"]["pretrain"]["intervals"] = {key: [None, None] for key in study.INTERVALS}
     keep(kept, line | {"differences": {"shortcut": {key: [0.02, None, None] for key in study.INTERVALS}}})
     assert "interval" not in study.table("smoke")
+
+
+def test_in_a_crossed_design_two_switches_are_together_as_often_as_apart_and_hide_in_no_third():
+    sign = np.where(crossed(), 1, -1)
+    np.testing.assert_array_equal(sign.T @ sign, 24 * np.eye(11))
+    np.testing.assert_array_equal(np.einsum("ra,rb,rc->abc", sign, sign, sign), 0)
+
+
+def test_an_effect_is_the_mean_with_a_switch_less_the_mean_without():
+    rng = np.random.default_rng(0)
+    on = np.array(crossed())
+    values = on @ rng.normal(size=11) + rng.normal(size=24)
+    found, halves = study.effects(on, values)
+    means = np.array([values[column].mean() - values[~column].mean() for column in on.T])
+    np.testing.assert_allclose(found, means)
+    left = values - values.mean() - (on - 0.5) @ means
+    np.testing.assert_allclose(halves, stats.t.ppf(0.975, 12) * np.sqrt(left @ left / 12 * 4 / 24))
+
+
+def test_effects_without_noise_are_found_from_a_part_of_the_runs_and_too_few_are_said():
+    rng = np.random.default_rng(0)
+    on, true = np.array(crossed())[:14], rng.normal(size=11)
+    np.testing.assert_allclose(study.effects(on, 0.9 + on @ true)[0], true)
+    assert study.effects(on[:12], np.ones(12)) is None
+
+
+def test_a_crossed_study_shows_its_switches_and_each_row_has_a_seed_of_its_own(kept):
+    runs = STUDIES["screen"].runs
+    rows = zip(runs, crossed(), strict=True)
+    lines = [record("base", 0, 0.9 + 0.01 * on[0]) | {"run": r, "settings": settings("screen", r)} for r, on in rows]
+    keep(kept, *lines, study="screen")
+    shown = study.table("screen").splitlines()
+    assert "| layer decay 0.5 | +1.00 (+1.00 to +1.00) | +1.00 (+1.00 to +1.00) | +0.010 (+0.010 to +0.010) |" in shown
+    assert len(shown) == 2 + 2 + 1 + 11 + 2
+    assert [settings("screen", run)["seed"] for run in runs] == list(range(24))
 
 
 def test_a_record_of_other_settings_does_not_count(kept):
