@@ -106,8 +106,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     groups = f" of {metrics['groups']} groups" if metrics["groups"] else ""
     title = f"{arguments.tables[0]}: {metrics['n']} images{groups}"
     console.table(title, ["metric", "value", "95% interval"], summary_rows(metrics))
-    for line in metrics.get("comparison", {}).get("sentences", []):
-        console.say(line)
+    if comparison := metrics.get("comparison"):
+        for line in filter(None, (*comparison["sentences"], comparison["shared_errors"]["sentence"])):
+            console.say(line)
     console.say(f"Report: {arguments.output / 'report.html'}")
 
 

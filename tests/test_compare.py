@@ -155,6 +155,38 @@ def test_seeds_are_averaged_before_they_are_compared():
     assert "mcnemar" not in pair
 
 
+def test_images_that_every_model_calls_alike_and_wrong_are_named():
+    first = model([True, False, False, True, False])
+    second = model([True, False, True, False, False])
+    third = model([False, False, True, True, True])
+    shared = compare({"a": first, "b": second})["shared_errors"]
+    assert shared["doubtful"] == [
+        {"path": "1.png", "label": "y", "said": "x"}, {"path": "4.png", "label": "x", "said": "y"}
+    ]  # fmt: skip
+    assert shared["sentence"].startswith("All 2 models are wrong on 2 of 5 images and call 2 of them alike")
+    assert compare({"a": first, "b": second, "c": third})["shared_errors"]["images"] == 1
+
+
+def test_an_image_that_is_right_under_one_seed_is_no_shared_error():
+    repeated = make_table(
+        ["0.png", "0.png", "1.png", "1.png"], np.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.9, 0.1]]), ("x", "y"),
+        label=["x", "x", "y", "y"], seed=np.array([0, 1, 0, 1]),
+    )  # fmt: skip
+    shared = compare({"a": repeated, "b": model([False, False])})["shared_errors"]
+    assert [one["path"] for one in shared["doubtful"]] == ["1.png"]
+    assert compare({"a": model([True]), "b": model([False])})["shared_errors"]["sentence"] == ""
+
+
+def test_three_classes_may_share_an_error_without_calling_it_alike():
+    tables = {
+        name: make_table(["0.png"], np.array([p]), ("x", "y", "z"), label=["x"])
+        for name, p in (("a", [0.1, 0.8, 0.1]), ("b", [0.1, 0.1, 0.8]))
+    }
+    shared = compare(tables)["shared_errors"]
+    assert (shared["images"], shared["same_class"]) == (1, 0)
+    assert shared["sentence"] == "All 2 models are wrong on 1 of 1 images."
+
+
 def test_what_cannot_be_compared_is_refused_with_a_sentence():
     (mask,) = masks(20, 0.8)
     with pytest.raises(UserError, match="at least two"):

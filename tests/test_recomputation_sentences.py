@@ -123,6 +123,13 @@ def on_donors(t, arms):
     return lines
 
 
+def shared_errors(arms, n):
+    said = [dict(zip(real(name).path, real(name).said, strict=True)) for name in arms]
+    truth = dict(zip(real(arms[0]).path, real(arms[0]).truth, strict=True))
+    calls = [{one[path] for one in said} for path in truth if all(one[path] != truth[path] for one in said)]
+    return len(calls), n, sum(len(called) == 1 for called in calls)
+
+
 @pytest.mark.parametrize(("folder", "arms"), [("pbc", NAMES[:1]), ("tcell", NAMES[1:])])
 def test_every_number_in_the_running_text(evaluated, folder, arms):
     page = Page((evaluated / folder / "report.html").read_text(encoding="utf-8"))
@@ -135,7 +142,9 @@ def test_every_number_in_the_running_text(evaluated, folder, arms):
         expected += [
             (f"{together} A difference with its #% interval, in points.", [n, 95]),
             ("Only # groups: hardly any difference can be shown.", [len(set(t.group))]),
-        ]
+            ("All # models are wrong on # of # images and call # of them alike: look at those labels first.",
+             [len(arms), *shared_errors(arms, n)]),
+        ]  # fmt: skip
     else:
         expected += [
             ("# images · # classes", [n, len(t.classes)]),

@@ -30,7 +30,8 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
     a warning says so, as it does where they disagree on a file's SHA-256.
 
     Returns:
-      {"reference", "images", "groups", "classes", "pairs": [...], "sentences": [...], "warnings": [...]}
+      {"reference", "images", "groups", "classes", "pairs": [...], "sentences": [...], "shared_errors": {...},
+      "warnings": [...]}
 
     Raises:
       UserError: fewer than two tables, other classes, no image in common, or one image with two labels.
@@ -56,8 +57,32 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
         "classes": list(first.classes),
         "pairs": pairs,
         "sentences": [sentence(pair) for pair in pairs],
+        "shared_errors": shared_errors(aligned),
         "warnings": [*clashes, *_warnings(dropped, units, groups)],
     }
+
+
+def shared_errors(tables: Mapping[str, Table]) -> dict[str, Any]:
+    """The images that no table has right under any seed; where all say the same class, the label is in doubt.
+
+    Returns:
+      {"images", "same_class": how many of them all call alike, "doubtful": [{"path", "label", "said"}] of these,
+      "sentence": empty where there are none}.
+    """
+    label: dict[str, str] = {}
+    said: dict[str, set[str]] = {}
+    for table in tables.values():
+        for path, true, prediction in zip(
+            *(c.tolist() for c in (table.path, table.label, table.prediction)), strict=True
+        ):
+            label[path] = true
+            said.setdefault(path, set()).add(prediction)
+    wrong = sorted(path for path, classes in said.items() if label[path] not in classes)
+    doubtful = [{"path": p, "label": label[p], "said": next(iter(said[p]))} for p in wrong if len(said[p]) == 1]
+    words = f"All {len(tables)} models are wrong on {len(wrong)} of {len(said)} images" if wrong else ""
+    if doubtful:
+        words += f" and call {len(doubtful)} of them alike: look at those labels first"
+    return {"images": len(wrong), "same_class": len(doubtful), "doubtful": doubtful, "sentence": words and f"{words}."}
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
