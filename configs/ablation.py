@@ -1,7 +1,9 @@
 """The studies behind the defaults: which runs there are, by name. `python -m benchmarks.study` does those not done yet.
 
-    python launch.py --config=configs/ablation.py:models/RCMNet --config.seed=1 \\
+    python launch.py --config="configs/ablation.py:pbc/64 px, random" --config.seed=1 \\
         --config.source.data=PBC_dataset_normal_DIB.zip --config.source.splits=split.csv       one run, by hand
+
+(A run of a study with `images` needs the smaller split file that the command makes.)
 
 A study asks one question with one base and changes one thing a run, or, where it is crossed, many at once. `{pbc}` and
 the like are places, which each user has elsewhere: the study's command fills them in.

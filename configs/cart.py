@@ -1,6 +1,6 @@
 """The main job: pretrain on the public PBC set, transfer to a small clinical set, evaluate, report.
 
-    python launch.py --config=configs/cart.py            embedded synthetic cells, some 5 minutes on 2 fast CPU cores
+    python launch.py --config=configs/cart.py            embedded synthetic cells, 5 to 10 minutes on 2 CPU cores
     python launch.py --config=configs/cart.py:smoke      every stage at toy size, under a minute: for tests
     python launch.py --config=configs/cart.py:paper      224 px, for accelerators
     python launch.py --config=configs/cart.py:real       for real cells: the recipe of configs/pbc.py, longer transfers
