@@ -163,7 +163,7 @@ def test_images_that_every_model_calls_alike_and_wrong_are_named():
     assert shared["doubtful"] == [
         {"path": "1.png", "label": "y", "said": "x"}, {"path": "4.png", "label": "x", "said": "y"}
     ]  # fmt: skip
-    assert shared["sentence"].startswith("All 2 models are wrong on 2 of 5 images and call 2 of them alike")
+    assert shared["sentence"].startswith("Both models are wrong on 2 of 5 images and call 2 of them alike")
     assert compare({"a": first, "b": second, "c": third})["shared_errors"]["images"] == 1
 
 
@@ -184,7 +184,7 @@ def test_three_classes_may_share_an_error_without_calling_it_alike():
     }
     shared = compare(tables)["shared_errors"]
     assert (shared["images"], shared["same_class"]) == (1, 0)
-    assert shared["sentence"] == "All 2 models are wrong on 1 of 1 images."
+    assert shared["sentence"] == "Both models are wrong on 1 of 1 images."
 
 
 def test_what_cannot_be_compared_is_refused_with_a_sentence():

@@ -79,7 +79,8 @@ def shared_errors(tables: Mapping[str, Table]) -> dict[str, Any]:
             said.setdefault(path, set()).add(prediction)
     wrong = sorted(path for path, classes in said.items() if label[path] not in classes)
     doubtful = [{"path": p, "label": label[p], "said": next(iter(said[p]))} for p in wrong if len(said[p]) == 1]
-    words = f"All {len(tables)} models are wrong on {len(wrong)} of {len(said)} images" if wrong else ""
+    everyone = "Both" if len(tables) == 2 else f"All {len(tables)}"
+    words = f"{everyone} models are wrong on {len(wrong)} of {len(said)} images" if wrong else ""
     if doubtful:
         words += f" and call {len(doubtful)} of them alike: look at those labels first"
     return {"images": len(wrong), "same_class": len(doubtful), "doubtful": doubtful, "sentence": words and f"{words}."}
