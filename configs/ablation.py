@@ -198,7 +198,7 @@ STUDIES: dict[str, Study] = {
     "models": Study(
         "Is RCMNet better than its parts and others on PBC? 64 px, 4,000 images, 8 epochs, random weights, one recipe.",
         _with(_RECIPE, _ONE_VIEW, {"source": {"epochs": 8.0}}),
-        _MODELS,
+        _MODELS | {"RCMNet, GroupNorm": {"model": {"norm": "group"}}},
         images=4000,
         primary="top1",
     ),
