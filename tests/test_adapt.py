@@ -56,6 +56,27 @@ def test_images_like_the_training_images_stay_as_they_are(bundle):
     assert np.abs(changed).max() <= 2
 
 
+def test_what_chance_may_have_made_of_a_few_sizes_is_left_at_the_second_look_too(bundle):
+    few = adapted(bundle, [smear(diameter=1.2 * d) for d in (22, 23, 24, 25, 26)], "scale").facts["scale"]["ratio"]
+    many = adapted(bundle, [smear(diameter=1.2 * d) for d in SIZES] * 8, "scale").facts["scale"]["ratio"]
+    assert few == 1 or few < 1.12 < many
+
+
+def test_batch_norm_sees_images_together_that_the_network_calls_alike(bundle, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "rcmnet_jax.evaluation.adapt.reestimate",
+        lambda _network, _params, batch_stats, images, _placement: seen.append(images) or batch_stats,
+    )
+
+    def called(images):
+        return images[..., 0].mean((1, 2)) > 150
+
+    monkeypatch.setattr(bundles.Bundle, "logits", lambda _, images, __: np.eye(2)[called(images).astype(int)])
+    adapted(bundle, [smear(tint=(tint, 1, 1)) for tint in (1, 0.5) * 20], "norm")
+    np.testing.assert_array_equal(called(seen[0]), [False] * 20 + [True] * 20)
+
+
 @pytest.mark.slow
 def test_the_same_images_are_adapted_to_the_same_bits(bundle):
     one, two = (adapted(bundle, THEIRS, "scale", "colour", "norm") for _ in range(2))

@@ -54,6 +54,19 @@ def test_the_black_around_a_field_of_view_is_no_cell():
     assert (cell.row, cell.column, cell.diameter) == pytest.approx((40, 52, 24), abs=1.0)
 
 
+@pytest.mark.parametrize("level", [4, 45])
+def test_a_dark_side_beyond_the_field_of_view_is_neither_cell_nor_red_cells_nor_shown(source, level):
+    plain = smear(at=(40, 40))
+    image = plain.copy()
+    image[:, 66:] = level
+    cell, whole = find(image), find(plain)
+    assert (cell.row, cell.column, cell.diameter) == pytest.approx((40, 40, 24), abs=1.0)
+    np.testing.assert_allclose(cell.red, whole.red, atol=0.02)
+    for rule, plan in ((rule, planned([image], source, rule)[1]) for rule in (ImageRule(96), ImageRule(96, crop=0.7))):
+        made = framing.shown(image, cell, plan.sides[0], plan, rule)
+        assert made.max(2).min() > 100
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_where_nothing_is_stained_nothing_is_found(level):
     cell = find(np.full((32, 48, 3), level, np.uint8))
@@ -73,6 +86,19 @@ def test_colours_of_another_laboratory_become_the_sources():
     ours, theirs = smear(), smear(tint=(0.7, 0.9, 0.6), gamma=1.5)
     change = colours(describe(ours[None]), describe(theirs[None]))
     np.testing.assert_allclose(change(theirs[None])[0].astype(int), ours, atol=4)
+
+
+def test_red_cells_in_one_image_of_many_do_not_speak_for_the_set():
+    few = describe(np.stack([smear()] + [smear(reds=False)] * 39))
+    many = describe(np.stack([smear()] * 6 + [smear(reds=False)] * 34))
+    assert np.isnan(few.red).all()
+    assert np.isfinite(many.red).all()
+
+
+def test_cells_in_hardly_any_image_say_nothing_of_the_set():
+    blank = np.broadcast_to(FIELD.astype(np.uint8), (96, 96, 3))
+    assert describe(np.stack([smear()] * 2 + [blank] * 38)) is None
+    assert describe(np.stack([smear()] * 5 + [blank] * 35)).cells == 5
 
 
 def test_without_red_cells_the_nuclei_alone_set_the_colours():

@@ -24,6 +24,7 @@ from rcmnet_jax.data.remembered import Remembered
 Floats = npt.NDArray[np.float64]
 
 SURE = 0.3  # confidence from which on a found cell counts
+FEW = 0.1  # share of the images in which a sure cell must be found, or those few say nothing of the set
 MOST = 512  # training images that are looked at: the standard error of the median is then 2%, at most some seconds
 _COLOURS = ("background", "nucleus", "red")
 _STRONGEST = 3.0  # factor on a density: beyond it, what was found is no nucleus
@@ -84,9 +85,9 @@ def away(cell: Cell, size: Sequence[float]) -> float:
 
 
 def summarise(cells: Sequence[Cell], sizes: npt.NDArray[Any], frames: Floats) -> Appearance | None:
-    """The middle of cells found in images of sizes (N, 2) and frames (N,), pixels; None where no cell is sure."""
+    """The middle of cells found in images of sizes (N, 2) and frames (N,), pixels; None where hardly one is sure."""
     sure = [i for i, cell in enumerate(cells) if cell.confidence >= SURE]
-    if not sure:
+    if len(sure) < max(1, FEW * len(cells)):
         return None
     logs = np.log([cells[i].diameter / frames[i] for i in sure])
     offsets = np.array([away(cells[i], sizes[i]) / frames[i] for i in sure])
@@ -106,9 +107,10 @@ def deviation(values: Floats) -> float:
 
 
 def _middle(values: Floats) -> tuple[float, ...]:
-    """Median of those rows (N, 3) that are known."""
+    """Median of those rows (N, 3) that are known, NaN for too few: an odd image is not to speak for the set."""
     known = values[np.isfinite(values).all(1)]
-    return tuple(np.median(known, axis=0).tolist()) if len(known) else (math.nan,) * 3
+    enough = min(len(values) / 2, max(5, 0.03 * len(values)))
+    return tuple(np.median(known, axis=0).tolist()) if len(known) >= enough else (math.nan,) * 3
 
 
 def _find_all(images: Pixels) -> list[Cell]:
@@ -120,7 +122,7 @@ _cells = Remembered(_find_all)
 
 
 def describe(images: Pixels) -> Appearance | None:
-    """The appearance of prepared images (N, S, S, 3); None where no cell is found."""
+    """The appearance of prepared images (N, S, S, 3); None where hardly a cell is found."""
     n, size = images.shape[:2]
     return summarise(_cells(images), np.full((n, 2), size), np.full(n, float(size)))
 

@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 
 WORKING = 160  # pixels of the longer side at which cells are looked for
 _LEAST_SIDE = 0.02  # of the longer side: smaller spots are dust and precipitate
-_BLACK = 30  # of 255 in every channel: no stain is that dark
+_BLACK = 30, 0.25  # of 255, and of the empty field: no stain is that dark in every channel, since blue passes
 _FAINT = 0.25  # purple density below which nothing counts as stained
 
 
@@ -48,16 +48,17 @@ def find(image: Pixels) -> Cell:
     purple = ndimage.gaussian_filter(
         density[..., 0] + density[..., 1] - density[..., 2], 0.005 * max(small.shape[:2]) + 0.3
     )
-    purple[_surround(small)] = 0
+    outside = _surround(small, ground)
+    purple[outside] = 0
     found = _nucleus(purple)
     if found is None:
         height, width = image.shape[:2]
         nothing = np.full(3, np.nan, np.float32)
-        return Cell((height - 1) / 2, (width - 1) / 2, 0.0, 0.0, ground, nothing, _red(density, purple, None))
+        return Cell((height - 1) / 2, (width - 1) / 2, 0.0, 0.0, ground, nothing, _red(density, purple, outside, None))
     mask, confidence = found
     row, column = (float(c) for c in ndimage.center_of_mass(mask))
     diameter = 2 * math.sqrt(float(mask.sum()) / math.pi)
-    red = _red(density, purple, (row, column, diameter))
+    red = _red(density, purple, outside, (row, column, diameter))
     core = np.median(density[mask], axis=0).astype(np.float32)
     return Cell(
         (row + 0.5) * factor - 0.5, (column + 0.5) * factor - 0.5, diameter * factor, confidence, ground, core, red
@@ -93,15 +94,25 @@ def _reduced(image: Pixels) -> tuple[Pixels, float]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)), factor
 
 
-def _surround(image: Pixels) -> npt.NDArray[np.bool_]:
-    """Mask of the black around a field of view: what is black and reaches the image's edge."""
-    black: npt.NDArray[np.bool_] = image.max(2) < _BLACK
+def without_surround(image: Pixels, ground: Floats) -> Pixels:
+    """The image (H, W, 3) with the black around its field of view, if there is any, in the ground's colour."""
+    outside = _surround(image, ground)
+    if not outside.any():
+        return image
+    return np.where(outside[..., None], np.rint(ground).astype(np.uint8), image)
+
+
+def _surround(image: Pixels, ground: Floats) -> npt.NDArray[np.bool_]:
+    """Mask of the black around a field of view: what is black, or nearly, and reaches the image's edge."""
+    least, share = _BLACK
+    black: npt.NDArray[np.bool_] = image.max(2) < max(least, share * float(ground.max()))
     if not black.any():
         return black
     parts, _ = ndimage.label(black)
     edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    reaching = ndimage.binary_dilation(np.isin(parts, np.setdiff1d(edge, 0)), iterations=2)
-    return np.asarray(reaching)
+    outside = np.isin(parts, np.setdiff1d(edge, 0))
+    blurred = max(2, round(2 * max(image.shape[:2]) / WORKING))  # the edge of the field, pixels
+    return np.asarray(ndimage.binary_dilation(outside, iterations=blurred)) if outside.any() else outside
 
 
 def _nucleus(purple: Floats) -> tuple[npt.NDArray[np.bool_], float] | None:
@@ -149,9 +160,11 @@ def _otsu(values: Floats) -> float | None:
     return float(edges[1 + int(np.nan_to_num(between[:-1]).argmax())])
 
 
-def _red(density: Floats, purple: Floats, cell: tuple[float, float, float] | None) -> Floats:
-    """Median density of the stained pixels that are no nucleus and lie away from the cell."""
-    stained = (density[..., 1] > 0.12) & (purple < 0.5 * max(float(np.percentile(purple, 99.5)), _FAINT))
+def _red(
+    density: Floats, purple: Floats, outside: npt.NDArray[np.bool_], cell: tuple[float, float, float] | None
+) -> Floats:
+    """Median density of the stained pixels that are no nucleus, in the field of view and away from the cell."""
+    stained = (density[..., 1] > 0.12) & (purple < 0.5 * max(float(np.percentile(purple, 99.5)), _FAINT)) & ~outside
     if cell is not None:
         row, column, diameter = cell
         rows, columns = np.ogrid[: density.shape[0], : density.shape[1]]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rcmnet_jax.data.appearance import SURE, Appearance, away, deviation, frame, summarise
-from rcmnet_jax.data.cellfinder import Cell
+from rcmnet_jax.data.cellfinder import Cell, without_surround
 from rcmnet_jax.data.images import RESAMPLE, ImageRule, Pixels, standardise
 
 Floats = npt.NDArray[np.float64]
@@ -29,6 +29,7 @@ class Framing:
     centred: bool  # whether squares are moved to the cells that lie outside the source's middle
     sides: Floats  # (N,) pixels of the image
     reach: float  # in sides: cells within it of the middle stay where they are
+    left: float = 0.0  # of the scale's logarithm, what the ratio leaves on purpose
 
     @property
     def moves(self) -> bool:
@@ -57,10 +58,12 @@ def plan(
     found = summarise(cells, sizes, units)
     if found is None:
         return Framing(1.0, "frame", False, frames, source.offset)
-    ratio = math.exp(_surely(math.log(found.diameter / source.diameter), source, found))
+    shift = math.log(found.diameter / source.diameter)
+    kept = _surely(shift, source, found)
+    ratio = math.exp(kept)
     sides = units * ratio * (finer if ratio != 1 else 1.0)
     out = [away(cells[i], sizes[i]) > source.offset * sides[i] for i in np.flatnonzero(sure).tolist()]
-    return Framing(float(sides[0] / units[0]), ruler, float(np.mean(out)) > STRAY, sides, source.offset)
+    return Framing(float(sides[0] / units[0]), ruler, float(np.mean(out)) > STRAY, sides, source.offset, shift - kept)
 
 
 def _surely(shift: float, source: Appearance, found: Appearance) -> float:
@@ -70,7 +73,8 @@ def _surely(shift: float, source: Appearance, found: Appearance) -> float:
 
 
 def shown(image: Pixels, cell: Cell, side: float, framing: Framing, rule: ImageRule) -> Pixels:
-    """What a framing shows of an image (H, W, 3) with its cell: (S, S, 3) uint8."""
+    """What a framing shows of an image (H, W, 3) with its cell: (S, S, 3) uint8, nothing black around the field."""
+    image = without_surround(image, cell.background)
     if not framing.moves:
         return standardise(image, rule)
     size = image.shape[:2]

@@ -32,7 +32,7 @@ Read = Callable[[int], Pixels]  # the original image of a row, (H, W, 3) uint8
 
 PARTS = ("scale", "colour", "norm")
 PRIOR = 16  # images that the source's BatchNorm statistics count for (Schneider et al. 2020)
-MOST = 0.6  # share of the new statistics that is never exceeded: they also hold another mix of classes
+MOST = 0.8  # share of the new statistics that is never exceeded: they also hold another mix of classes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
     if source is not None and "colour" in parts:
         found = appearance.describe(images)
         if found is None:
-            sentences.append("No cell was found: the colours stay as they are.")
+            sentences.append("Hardly a cell was found: the colours stay as they are.")
         else:
             change = appearance.colours(source, found)
             images = change(images)
@@ -128,7 +128,7 @@ def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tupl
     again = appearance.describe(images) if taken.ratio != 1 else None
     if again is not None:
         # Measured once more as the source's cells were: in squares of the same size and sharpness.
-        rest = math.log(again.diameter / source.diameter)
+        rest = math.log(again.diameter / source.diameter) - taken.left
         if framing.TOLERANCE / 2 < abs(rest) < math.log(2):
             taken = framing.plan(source, cells, sizes, rule, finer=math.exp(rest))
             images = show(taken)
@@ -156,8 +156,14 @@ def _colour_sentence(source: Appearance, found: Appearance) -> str:
 
 
 def _renormed(bundle: Bundle, images: Pixels, placement: Placement) -> tuple[Bundle, float]:
-    """The bundle with BatchNorm's statistics of these images mixed with its own, and the share of the new."""
-    fresh = jax.device_get(reestimate(bundle.network, bundle.params, bundle.batch_stats, images, placement))
+    """The bundle with BatchNorm's statistics of these images mixed with its own, and the share of the new.
+
+    A batch holds images that the network so far calls alike, in no order of the files: its moments then say how the
+    class looks here, not how many of each class there are.
+    """
+    drawn = images[np.random.default_rng(0).permutation(len(images))]
+    alike = dataclasses.replace(bundle, views="one").logits(drawn, placement).argmax(-1).argsort(kind="stable")
+    fresh = jax.device_get(reestimate(bundle.network, bundle.params, bundle.batch_stats, drawn[alike], placement))
     share = MOST * len(images) / (len(images) + PRIOR)
     mixed = jax.tree.map(
         lambda new, old: np.float32(share) * new + np.float32(1 - share) * old, fresh, bundle.batch_stats
