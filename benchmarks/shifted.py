@@ -40,6 +40,8 @@ def changes(platelets: Sequence[Pixels]) -> dict[str, Change]:
         "JPEG": jpeg,
         "greenish, pale, cropped": together(pinker, light([205, 225, 170]), closer),
         "yellow, bluer, field": together(field, bluer, light([235, 205, 130])),
+        "field of view, round, black around": aperture,
+        "field of view, dark beyond an edge": shaded,
         "phone: cropped, dark, blurred, JPEG": together(closer, gamma(1.6), light([190, 190, 200]), blur, jpeg),
     }
 
@@ -135,6 +137,26 @@ def closer(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     top, left = (height - side) // 2 + rng.integers(-3, 4, 2)
     piece = Image.fromarray(image[max(top, 0) : top + side, max(left, 0) : left + side])
     return np.asarray(piece.resize((400, 400), Image.Resampling.BICUBIC))
+
+
+def aperture(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """A round field of view, black around it; the strongest has a radius of a third of the side."""
+    rows, columns = _from_the_middle(image)
+    radius = (0.71 - 0.38 * strength) * min(image.shape[:2]) * math.exp(rng.normal(0, 0.03))
+    return np.where((np.hypot(rows, columns) > radius)[..., None], np.uint8(4), image)
+
+
+def shaded(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """Dark grey beyond a straight edge somewhere, no farther from the middle than a fifth of the side at the most."""
+    rows, columns = _from_the_middle(image)
+    angle = rng.uniform(0, 2 * math.pi)
+    beyond = rows * math.sin(angle) + columns * math.cos(angle) > (0.71 - 0.5 * strength) * min(image.shape[:2])
+    return np.where(beyond[..., None], np.uint8(45), image)
+
+
+def _from_the_middle(image: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    return rows - (image.shape[0] - 1) / 2, columns - (image.shape[1] - 1) / 2
 
 
 class Field:
