@@ -56,6 +56,16 @@ def test_images_like_the_training_images_stay_as_they_are(bundle):
     assert np.abs(changed).max() <= 2
 
 
+def test_the_dark_around_a_field_is_painted_over_and_told(bundle):
+    dark = [image.copy() for image in OURS]
+    for image in dark[::2]:
+        image[:, :8] = 20
+    made = adapted(bundle, dark, "scale")
+    assert made.facts["scale"]["dark_surround"] == 12
+    assert "In 12 the dark around" in made.sentences[0]
+    assert made.images.max(-1).min() > 100 > shown(dark, bundle.rule).max(-1).min()
+
+
 def test_what_chance_may_have_made_of_a_few_sizes_is_left_at_the_second_look_too(bundle):
     few = adapted(bundle, [smear(diameter=1.2 * d) for d in (22, 23, 24, 25, 26)], "scale").facts["scale"]["ratio"]
     many = adapted(bundle, [smear(diameter=1.2 * d) for d in SIZES] * 8, "scale").facts["scale"]["ratio"]

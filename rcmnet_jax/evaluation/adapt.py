@@ -20,7 +20,7 @@ import numpy as np
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.data import appearance, framing
 from rcmnet_jax.data.appearance import Appearance
-from rcmnet_jax.data.cellfinder import Cell, find
+from rcmnet_jax.data.cellfinder import Cell, find, without_surround
 from rcmnet_jax.data.framing import Framing
 from rcmnet_jax.data.images import ImageRule, Pixels, standardise
 from rcmnet_jax.errors import UserError
@@ -74,8 +74,8 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
     if source is None:
         sentences.append("The bundle does not say how its training images look: scale and colours stay as they are.")
     if source is not None and "scale" in parts:
-        images, taken = _framed(bundle.rule, source, read, count)
-        facts["scale"], sentence = _told(taken, source)
+        images, taken, dark = _framed(bundle.rule, source, read, count)
+        facts["scale"], sentence = _told(taken, source, dark)
         sentences.append(sentence)
     else:
         images = np.stack(_each(lambda i: standardise(read(i), bundle.rule), count))
@@ -110,15 +110,16 @@ def _each(work: Callable[[int], T], count: int) -> list[T]:
         return list(pool.map(work, range(count)))
 
 
-def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tuple[Pixels, Framing]:
-    """The images as a framing shows them."""
+def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tuple[Pixels, Framing, int]:
+    """The images as a framing shows them, and in how many the dark around the field of view was painted over."""
 
-    def look(i: int) -> tuple[Cell, tuple[int, int]]:
+    def look(i: int) -> tuple[Cell, tuple[int, int], bool]:
         image = read(i)
-        return find(image), (image.shape[0], image.shape[1])
+        cell = find(image)
+        return cell, (image.shape[0], image.shape[1]), without_surround(image, cell.background) is not image
 
     looked = _each(look, count)
-    cells, sizes = [cell for cell, _ in looked], np.array([size for _, size in looked])
+    cells, sizes = [cell for cell, _, _ in looked], np.array([size for _, size, _ in looked])
 
     def show(taken: Framing) -> Pixels:
         return np.stack(_each(lambda i: framing.shown(read(i), cells[i], float(taken.sides[i]), taken, rule), count))
@@ -132,16 +133,18 @@ def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tupl
         if framing.TOLERANCE / 2 < abs(rest) < math.log(2):
             taken = framing.plan(source, cells, sizes, rule, finer=math.exp(rest))
             images = show(taken)
-    return images, taken
+    return images, taken, sum(dark for _, _, dark in looked)
 
 
-def _told(taken: Framing, source: Appearance) -> tuple[dict[str, Any], str]:
+def _told(taken: Framing, source: Appearance, dark: int) -> tuple[dict[str, Any], str]:
     facts = {"ratio": taken.ratio, "ruler": taken.ruler, "centred": taken.centred, "source_nucleus": source.diameter}
+    facts["dark_surround"] = dark
+    painted = f" In {dark} the dark around the field of view has the field's colour." if dark else ""
     if not taken.moves:
-        return facts, "Cells are about as large and as central in their images as in training: all are shown whole."
+        return facts, f"Cells are about as large and as central in their images as in training.{painted}"
     size = f"Cells are {taken.ratio:.2f} times as large in their images as in training"
     place = "shown at the size known, each in the middle" if taken.centred else "shown at the size known"
-    return facts, f"{size}: {place}."
+    return facts, f"{size}: {place}.{painted}"
 
 
 def _colour_sentence(source: Appearance, found: Appearance) -> str:
