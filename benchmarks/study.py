@@ -25,7 +25,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,14 @@ def table(study: str) -> str:
         body.append([label, *cells, interval, "" if run == first else _difference(both), ahead,
                      str(len(seeds)), f"{minutes:.0f}"])  # fmt: skip
     filled = [i for i in range(len(head)) if any(row[i] for row in body)]
-    rows = ["| " + " | ".join(row[i] for i in filled) + " |" for row in (head, ["---"] * len(head), *body)]
+    rows = _rows([row[i] for i in filled] for row in (head, *body))
     return "\n".join([found.question, "", *rows, "", _measured(lines)])
+
+
+def _rows(cells: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, the head first."""
+    head, *body = cells
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
 
 
 def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
@@ -194,7 +200,7 @@ def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
         columns.append([f"{values.mean():.{digits}f}{'%' if scale == 100 else ''}", *cells])
     head = ["switch", "top-1, points", "balanced accuracy, points", "NLL"]
     body = zip(("mean of all runs", *study.switches), *columns, strict=True)
-    shown = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+    shown = _rows((head, *body))
     minutes = np.mean([line["seconds"] for line in lines]) / 60
     return "\n".join(
         [study.question, "", *shown, "", f"{len(lines)} runs, {minutes:.0f} minutes each. {_measured(lines)}"]

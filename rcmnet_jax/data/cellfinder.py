@@ -35,6 +35,7 @@ class Cell:
     background: Floats  # (3,) RGB, 0 to 255
     nucleus: Floats  # (3,) median optical density of the nucleus; NaN where nothing was found
     red: Floats  # (3,) median optical density of what else is stained, away from the cell: red cells; NaN without
+    dark: bool  # whether the field of view ends within the image
 
 
 def find(image: Pixels) -> Cell:
@@ -50,19 +51,20 @@ def find(image: Pixels) -> Cell:
     )
     outside = _surround(small, ground)
     purple[outside] = 0
+    dark = bool(outside.any())
     found = _nucleus(purple)
     if found is None:
         height, width = image.shape[:2]
         nothing = np.full(3, np.nan, np.float32)
-        return Cell((height - 1) / 2, (width - 1) / 2, 0.0, 0.0, ground, nothing, _red(density, purple, outside, None))
+        red, middle = _red(density, purple, outside, None), ((height - 1) / 2, (width - 1) / 2)
+        return Cell(*middle, 0.0, 0.0, ground, nothing, red, dark)
     mask, confidence = found
     row, column = (float(c) for c in ndimage.center_of_mass(mask))
     diameter = 2 * math.sqrt(float(mask.sum()) / math.pi)
     red = _red(density, purple, outside, (row, column, diameter))
     core = np.median(density[mask], axis=0).astype(np.float32)
-    return Cell(
-        (row + 0.5) * factor - 0.5, (column + 0.5) * factor - 0.5, diameter * factor, confidence, ground, core, red
-    )
+    middle = (row + 0.5) * factor - 0.5, (column + 0.5) * factor - 0.5
+    return Cell(*middle, diameter * factor, confidence, ground, core, red, dark)
 
 
 def background(image: Pixels) -> Floats:
@@ -95,11 +97,8 @@ def _reduced(image: Pixels) -> tuple[Pixels, float]:
 
 
 def without_surround(image: Pixels, ground: Floats) -> Pixels:
-    """The image (H, W, 3) with the black around its field of view, if there is any, in the ground's colour."""
-    outside = _surround(image, ground)
-    if not outside.any():
-        return image
-    return np.where(outside[..., None], np.rint(ground).astype(np.uint8), image)
+    """The image (H, W, 3) with the black around its field of view in the ground's colour."""
+    return np.where(_surround(image, ground)[..., None], np.rint(ground).astype(np.uint8), image)
 
 
 def _surround(image: Pixels, ground: Floats) -> npt.NDArray[np.bool_]:

@@ -74,7 +74,8 @@ def _surely(shift: float, source: Appearance, found: Appearance) -> float:
 
 def shown(image: Pixels, cell: Cell, side: float, framing: Framing, rule: ImageRule) -> Pixels:
     """What a framing shows of an image (H, W, 3) with its cell: (S, S, 3) uint8, nothing black around the field."""
-    image = without_surround(image, cell.background)
+    if cell.dark:
+        image = without_surround(image, cell.background)
     if not framing.moves:
         return standardise(image, rule)
     size = image.shape[:2]

@@ -20,7 +20,7 @@ import numpy as np
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.data import appearance, framing
 from rcmnet_jax.data.appearance import Appearance
-from rcmnet_jax.data.cellfinder import Cell, find, without_surround
+from rcmnet_jax.data.cellfinder import Cell, find
 from rcmnet_jax.data.framing import Framing
 from rcmnet_jax.data.images import ImageRule, Pixels, standardise
 from rcmnet_jax.errors import UserError
@@ -113,13 +113,12 @@ def _each(work: Callable[[int], T], count: int) -> list[T]:
 def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tuple[Pixels, Framing, int]:
     """The images as a framing shows them, and in how many the dark around the field of view was painted over."""
 
-    def look(i: int) -> tuple[Cell, tuple[int, int], bool]:
+    def look(i: int) -> tuple[Cell, tuple[int, int]]:
         image = read(i)
-        cell = find(image)
-        return cell, (image.shape[0], image.shape[1]), without_surround(image, cell.background) is not image
+        return find(image), (image.shape[0], image.shape[1])
 
     looked = _each(look, count)
-    cells, sizes = [cell for cell, _, _ in looked], np.array([size for _, size, _ in looked])
+    cells, sizes = [cell for cell, _ in looked], np.array([size for _, size in looked])
 
     def show(taken: Framing) -> Pixels:
         return np.stack(_each(lambda i: framing.shown(read(i), cells[i], float(taken.sides[i]), taken, rule), count))
@@ -133,7 +132,7 @@ def _framed(rule: ImageRule, source: Appearance, read: Read, count: int) -> tupl
         if framing.TOLERANCE / 2 < abs(rest) < math.log(2):
             taken = framing.plan(source, cells, sizes, rule, finer=math.exp(rest))
             images = show(taken)
-    return images, taken, sum(dark for _, _, dark in looked)
+    return images, taken, sum(cell.dark for cell in cells)
 
 
 def _told(taken: Framing, source: Appearance, dark: int) -> tuple[dict[str, Any], str]:
