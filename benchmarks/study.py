@@ -5,13 +5,15 @@
     python -m benchmarks.study run models-red --place chula=chula_rbc/manifest.csv \\
         --place 'models=runs/studies/models/{run}-{seed}/bundle'
     python -m benchmarks.study tables
+    python -m benchmarks.study shifts screen 'shifts/{run}.json'
 
 Each run is a process of its own, `launch.py` with a workdir below --work, and leaves one line in
 docs/studies/STUDY.jsonl: what was set, on which machine, when, how long, and its metrics. A line stands for good: a
 run is done again only if its settings change. `tables` writes into docs/results.md, between the marks of each study,
 means and deviations over the seeds, the first seed's interval over images or groups, differences from the study's first
 run paired by seed with a 95% t interval, and how far the run's first arm is ahead of its others (the first seed's, with
-the interval of its comparison.json). Of a crossed study it writes what each switch adds.
+the interval of its comparison.json). Of a crossed study it writes what each switch adds; `shifts` prints that for the
+tables that benchmarks/shift.py made of the runs' bundles.
 """
 
 from __future__ import annotations
@@ -188,23 +190,65 @@ def _rows(cells: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
-    rows = dict(zip(study.runs, crossed(), strict=True))
-    on = np.array([rows[line["run"]] for line in lines])
-    columns = []
-    for key, scale, digits in (("top1", 100, 2), ("balanced_accuracy", 100, 2), ("nll", 1, 3)):
-        values = scale * np.array([line["results"]["pretrain"][key] for line in lines])
-        found = effects(on, values)
-        if found is None:
-            return f"{study.question}\n\nSo far {len(lines)} of {len(rows)} runs, too few to tell the switches apart."
-        cells = [f"{e:+.{digits}f} ({e - h:+.{digits}f} to {e + h:+.{digits}f})" for e, h in zip(*found, strict=True)]
-        columns.append([f"{values.mean():.{digits}f}{'%' if scale == 100 else ''}", *cells])
-    head = ["switch", "top-1, points", "balanced accuracy, points", "NLL"]
-    body = zip(("mean of all runs", *study.switches), *columns, strict=True)
-    shown = _rows((head, *body))
+    runs = [line["run"] for line in lines]
+    shown = (("top-1, points", "top1", 100, 2), ("balanced accuracy, points", "balanced_accuracy", 100, 2),
+             ("NLL", "nll", 1, 3))  # fmt: skip
+    columns = [
+        (title, scale * np.array([line["results"]["pretrain"][key] for line in lines]), digits)
+        for title, key, scale, digits in shown
+    ]
+    rows = _effects(study, runs, columns)
+    if rows is None:
+        few = f"So far {len(lines)} of {len(study.runs)} runs, too few to tell the switches apart."
+        return f"{study.question}\n\n{few}"
     minutes = np.mean([line["seconds"] for line in lines]) / 60
     return "\n".join(
-        [study.question, "", *shown, "", f"{len(lines)} runs, {minutes:.0f} minutes each. {_measured(lines)}"]
+        [study.question, "", *rows, "", f"{len(lines)} runs, {minutes:.0f} minutes each. {_measured(lines)}"]
     )
+
+
+def _effects(
+    study: Study, runs: Sequence[str], columns: Sequence[tuple[str, NDArray[np.float64], int]]
+) -> list[str] | None:
+    """The lines of a table of what each switch of a crossed study adds; None where there are too few runs.
+
+    `columns` are titles, the values of the runs, and the digits to show.
+    """
+    rows = dict(zip(study.runs, crossed(), strict=True))
+    on = np.array([rows[run] for run in runs])
+    cells = []
+    for _, values, digits in columns:
+        found = effects(on, values)
+        if found is None:
+            return None
+        each = [f"{e:+.{digits}f} ({e - h:+.{digits}f} to {e + h:+.{digits}f})" for e, h in zip(*found, strict=True)]
+        cells.append([f"{values.mean():.{digits}f}", *each])
+    head = ["switch", *(title for title, _, _ in columns)]
+    return _rows((head, *zip(("mean of all runs", *study.switches), *cells, strict=True)))
+
+
+def shifts(study: str, pattern: str) -> str:
+    """The Markdown of what each switch of a crossed study adds in other laboratories.
+
+    Args:
+      study: a crossed one.
+      pattern: where `benchmarks.shift --output` wrote the table of each run's bundle, with {run} for the run.
+
+    Raises:
+      SystemExit: too few tables.
+    """
+    found = STUDIES[study]
+    places = {run: Path(located({"": pattern}, run, 0)[""]) for run in found.runs}
+    tables = {run: json.loads(path.read_text())["rows"] for run, path in places.items() if path.exists()}
+    columns = []
+    for arm in next(iter(tables.values()), [{"arms": {}}])[0]["arms"]:
+        values = {run: [100 * row["arms"][arm]["value"] for row in rows] for run, rows in tables.items()}
+        columns.append((f"{arm}, no change", np.array([each[0] for each in values.values()]), 1))
+        columns.append((f"{arm}, mean of the shifts", np.array([np.mean(each[1:]) for each in values.values()]), 1))
+    rows = _effects(found, list(tables), columns) if columns else None
+    if rows is None:
+        raise SystemExit(f"{pattern}: {len(tables)} tables of {study}'s runs, too few to tell the switches apart.")
+    return "\n".join([*rows, "", f"Balanced accuracy in points, {len(tables)} runs."])
 
 
 def effects(on: NDArray[np.bool_], values: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -284,10 +328,15 @@ def main() -> None:
     runs.add_argument("--only", action="append", default=[], metavar="RUN")
     runs.add_argument("--seed", action="append", default=[], type=int)
     what.add_parser("tables", help="write the tables into docs/results.md")
+    moved = what.add_parser("shifts", help="what each switch of a crossed study adds in other laboratories")
+    moved.add_argument("study", choices=[name for name, study in STUDIES.items() if study.switches])
+    moved.add_argument("pattern", metavar="PATH", help="tables of benchmarks.shift --output, with {run} for the run")
     chosen = words.parse_args()
     if chosen.what == "run":
         places = dict(place.split("=", 1) for place in chosen.place)
         run(chosen.study, places, chosen.work, chosen.only, chosen.seed)
+    elif chosen.what == "shifts":
+        print(shifts(chosen.study, chosen.pattern))
     else:
         PAGE.write_text(with_tables(PAGE.read_text()))
 

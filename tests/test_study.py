@@ -106,6 +106,25 @@ def test_a_crossed_study_shows_its_switches_and_each_row_has_a_seed_of_its_own(k
     assert [settings("screen", run)["seed"] for run in runs] == list(range(24))
 
 
+def test_what_switches_add_in_other_laboratories_comes_from_the_tables_of_their_bundles(tmp_path):
+    runs = list(zip(STUDIES["screen"].runs, crossed(), strict=True))
+
+    def kept_tables(some):
+        for run, on in some:
+            values = 0.9, 0.7 + 0.02 * on[1], 0.8 + 0.04 * on[1]
+            rows = [{"shift": "any", "strength": "strong", "arms": {"all": {"value": value}}} for value in values]
+            (tmp_path / f"{run.replace(' ', '_')}.json").write_text(json.dumps({"rows": rows}))
+
+    kept_tables(runs[:11])
+    with pytest.raises(SystemExit, match="11 tables"):
+        study.shifts("screen", str(tmp_path / "{run}.json"))
+    kept_tables(runs)
+    shown = study.shifts("screen", str(tmp_path / "{run}.json")).splitlines()
+    assert shown[0] == "| switch | all, no change | all, mean of the shifts |"
+    assert "| mean of all runs | 90.0 | 76.5 |" in shown
+    assert any(line.endswith("| +3.0 (+3.0 to +3.0) |") and line.startswith("| colours |") for line in shown)
+
+
 def test_a_record_of_other_settings_does_not_count(kept):
     keep(kept, record("base", 0, 0.5), record("base", 1, 0.7, settings={"image_size": 1}))
     assert [line["seed"] for line in study.records("smoke")] == [0]
