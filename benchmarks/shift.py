@@ -31,7 +31,10 @@ from rcmnet_jax.evaluation.adapt import PARTS, adapt
 from rcmnet_jax.training.sharding import Placement
 
 LEVELS = {"mild": 1 / 3, "medium": 2 / 3, "strong": 1.0}
-ARMS = {"none": (), **{part: (part,) for part in PARTS}, "scale, colour": ("scale", "colour"), "all": PARTS}
+ARMS = {
+    "none": (), **{part: (part,) for part in PARTS}, "scale, colour": ("scale", "colour"),
+    "without neighbours": PARTS[:-1], "all": PARTS,
+}  # fmt: skip
 # Images a class: "white" is about what a laboratory counts, so that the classes are unequal and three are missing.
 WHITE = {"neutrophil": 200, "lymphocyte": 90, "monocyte": 40, "eosinophil": 40, "basophil": 30}
 EQUAL = 40

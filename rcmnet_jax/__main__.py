@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="bring images of another laboratory to the training images' scale and colours first (no labels used)",
     )
     predict.add_argument(
-        "--adapt-parts", metavar="A,B", default="", help="some of scale,colour,norm, for study; all without"
+        "--adapt-parts", metavar="A,B", default="", help="some of scale,colour,norm,neighbours, for study; all without"
     )
 
     predict.add_argument(

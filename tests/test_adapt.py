@@ -130,7 +130,20 @@ def test_a_bundle_that_knows_nothing_of_its_images_is_adapted_by_batch_norm_alon
         adapted(bare, THEIRS[:8], "scale")
 
 
+def test_answers_lean_on_one_another_in_a_set_that_is_large_enough(bundle):
+    many = adapted(bundle, THEIRS, "neighbours")
+    assert many.bundle.together
+    assert many.facts["neighbours"] == {"near": 2}
+    assert "nearest in the network's features (2)" in many.sentences[-1]
+    alone, set_of = (b.answers(many.images, Placement.everywhere()) for b in (bundle, many.bundle))
+    assert np.abs(alone.probabilities - set_of.probabilities).max() > 1e-3
+    np.testing.assert_allclose(set_of.probabilities.sum(1), 1)
+    few = adapted(bundle, THEIRS[:9], "neighbours")
+    assert not few.bundle.together
+    assert "Fewer than 10 images" in few.sentences[-1]
+
+
 def test_parts_are_named_or_refused():
     assert parts_of("norm, scale") == ("scale", "norm")
-    with pytest.raises(UserError, match="--adapt-parts=stain: give one or more of scale,colour,norm"):
+    with pytest.raises(UserError, match="--adapt-parts=stain: give one or more of scale,colour,norm,neighbours"):
         parts_of("stain")

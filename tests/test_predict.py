@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -101,8 +103,9 @@ def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(
     np.testing.assert_allclose(some.probabilities, np.pad(rest, ((0, 0), (1, 0))), atol=1e-6)
 
 
-def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path):
-    bundle, placement = bundles.load(BUNDLE), Placement.everywhere()
+@pytest.mark.parametrize("together", [False, True])
+def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path, together):
+    bundle, placement = dataclasses.replace(bundles.load(BUNDLE), together=together), Placement.everywhere()
     data = prepare("synthetic:cart-tiny", bundle.rule, cache=tmp_path, labelled=False, keep=False)
     whole = table_of(bundle, data, placement)
     parts = table_of(bundle, data, placement, chunk=len(whole) // 2 - 1)  # two images are left for a third part

@@ -1,5 +1,7 @@
 """Brings a set of another laboratory to what a network knows, without labels: scale and place, colours, BatchNorm.
 
+Last, it lets the images of the set speak for one another (`neighbours`).
+
 Everything is decided for the set as a whole, from what its images have in common. docs/shift.md has what it does to
 accuracy, and where it ends.
 """
@@ -24,13 +26,14 @@ from rcmnet_jax.data.cellfinder import Cell, find
 from rcmnet_jax.data.framing import Framing
 from rcmnet_jax.data.images import ImageRule, Pixels, standardise
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation import neighbours
 from rcmnet_jax.evaluation.predict import reestimate
 from rcmnet_jax.training.sharding import Placement
 
 T = TypeVar("T")
 Read = Callable[[int], Pixels]  # the original image of a row, (H, W, 3) uint8
 
-PARTS = ("scale", "colour", "norm")
+PARTS = ("scale", "colour", "norm", "neighbours")
 PRIOR = 16  # images that the source's BatchNorm statistics count for (Schneider et al. 2020)
 MOST = 0.8  # share of the new statistics that is never exceeded: they also hold another mix of classes
 
@@ -64,7 +67,7 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
       UserError: a bundle that has nothing to adapt by.
     """
     source = _source(bundle)
-    if source is None and not ("norm" in parts and bundle.batch_stats):
+    if source is None and "neighbours" not in parts and not ("norm" in parts and bundle.batch_stats):
         raise UserError(
             "--adapt: this bundle neither says how its training images look nor has BatchNorm statistics of which "
             "these parts could make use. Leave the flag out, or name other parts."
@@ -92,6 +95,15 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
         bundle, share = _renormed(bundle, images, placement)
         facts["norm"] = {"share": share}
         sentences.append(f"BatchNorm's statistics are these images' by {share:.0%}, the training images' for the rest.")
+    if "neighbours" in parts:
+        count_near = neighbours.near(count)
+        bundle = dataclasses.replace(bundle, together=count_near > 0)
+        facts["neighbours"] = {"near": count_near}
+        sentences.append(
+            f"Each image's class leans on those of its nearest in the network's features ({count_near})."
+            if count_near
+            else f"Fewer than {neighbours.SET} images: each is called by itself."
+        )
     known = {key: value for key, value in bundle.calibration.items() if key != "ood"}
     return Adapted(images, dataclasses.replace(bundle, calibration=known), facts, sentences)
 

@@ -102,6 +102,7 @@ def _adapted(
 def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 512) -> Table:
     """Predictions of a bundle on all of a prepared set; labels that are no class of the bundle stay empty."""
     examples = data.examples
+    chunk = max(len(examples.path), 1) if bundle.together else chunk
     # A last part of a few images joins the one before, so that each goes through the network as it would with all.
     cuts = np.arange(chunk, len(examples.path) - chunk + 1, chunk)
     parts = [bundle.answers(data.images(rows), placement) for rows in np.split(np.arange(len(examples.path)), cuts)]
