@@ -27,7 +27,7 @@ def main() -> None:
     from rcmnet_jax.data.prepare import prepare
     from rcmnet_jax.data.sources import open_source
     from rcmnet_jax.evaluation import novelty
-    from rcmnet_jax.evaluation.apply import table_of
+    from rcmnet_jax.evaluation.apply import answered
     from rcmnet_jax.export.pytorch import module_of
     from rcmnet_jax.training.sharding import Placement
 
@@ -53,7 +53,7 @@ def main() -> None:
                     cache = Path(name) / "none"
                     novelty.forget()  # of new images nothing is known
                     data = prepare(str(spec), bundle.rule, cache=cache, labelled=False, keep=False)
-                    assert len(table_of(bundle, data, placement)) == count
+                    assert len(answered(bundle, data, placement)[1]) == count
 
             return Contender("ours", run, count)
 

@@ -126,7 +126,8 @@ def balanced(bundle: Bundle, images: Sequence[Pixels], labels: np.ndarray, parts
     """Balanced accuracy after these parts of adapting, its standard error, and what was found."""
     placement = Placement.everywhere()
     made = adapt(bundle, lambda i: images[i], len(images), placement, parts)
-    guess = made.bundle.answers(made.images, placement).probabilities.argmax(1)
+    alone = made.bundle.answers_and_features(made.images, placement)
+    guess = made.answers(*alone).probabilities.argmax(1)
     names, sizes = np.unique(labels, return_counts=True)
     recalls = np.array([(guess[labels == k] == k).mean() for k in names])
     error = math.sqrt(float((recalls * (1 - recalls) / sizes).sum())) / len(names)

@@ -235,16 +235,25 @@ def shifts(study: str, pattern: str) -> str:
       pattern: where `benchmarks.shift --output` wrote the table of each run's bundle, with {run} for the run.
 
     Raises:
-      SystemExit: too few tables.
+      SystemExit: too few tables, or tables of different shifts or commits.
     """
     found = STUDIES[study]
+    if "{run}" not in pattern:
+        raise SystemExit(f"{pattern}: holds no {{run}}, which each run's name is put for.")
     places = {run: Path(located({"": pattern}, run, 0)[""]) for run in found.runs}
-    tables = {run: json.loads(path.read_text())["rows"] for run, path in places.items() if path.exists()}
-    columns = []
-    for arm in next(iter(tables.values()), [{"arms": {}}])[0]["arms"]:
-        values = {run: [100 * row["arms"][arm]["value"] for row in rows] for run, rows in tables.items()}
-        columns.append((f"{arm}, no change", np.array([each[0] for each in values.values()]), 1))
-        columns.append((f"{arm}, mean of the shifts", np.array([np.mean(each[1:]) for each in values.values()]), 1))
+    tables = {run: json.loads(path.read_text()) for run, path in places.items() if path.exists()}
+    sets = {run: ([(row["shift"], row["strength"]) for row in one["rows"]], one["environment"]["commit"])
+            for run, one in tables.items()}  # fmt: skip
+    for run, one in sets.items():
+        if one != next(iter(sets.values())):
+            raise SystemExit(f"{places[run]}: other shifts, or another commit, than in {places[next(iter(sets))]}.")
+    columns, every = [], [one["rows"] for one in tables.values()]
+    for arm in every[0][0]["arms"] if every else ():
+        if not all(arm in row["arms"] for rows in every for row in rows):
+            continue
+        values = 100 * np.array([[row["arms"][arm]["value"] for row in rows] for rows in every])
+        columns.append((f"{arm}, no change", values[:, 0], 1))
+        columns.append((f"{arm}, mean of the shifts", values[:, 1:].mean(1), 1))
     rows = _effects(found, list(tables), columns) if columns else None
     if rows is None:
         raise SystemExit(f"{pattern}: {len(tables)} tables of {study}'s runs, too few to tell the switches apart.")

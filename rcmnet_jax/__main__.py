@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--adapt",
         action="store_true",
-        help="bring images of another laboratory to the training images' scale and colours first (no labels used)",
+        help="bring images of another laboratory to the training images' scale and colours first, and let them "
+        "speak for one another (no labels used)",
     )
     predict.add_argument(
         "--adapt-parts", metavar="A,B", default="", help="some of scale,colour,norm,neighbours, for study; all without"

@@ -42,7 +42,6 @@ class Bundle:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     views: str = "one"  # of each image, as `evaluation.predict.begin` takes them
     possible: tuple[str, ...] = ()  # all that the images at hand can be, where that is known; empty: any of the classes
-    together: bool = False  # images that are given at once are one set, whose answers lean on one another
 
     def logits(self, images: np.ndarray, placement: Placement) -> np.ndarray:
         """Logits (N, K) float32 of prepared images, uint8 (N, S, S, 3)."""
@@ -67,23 +66,20 @@ class Bundle:
 
     def answers(self, images: np.ndarray, placement: Placement) -> Calibrated:
         """Probabilities and flags of prepared images, uint8 (N, S, S, 3): calibrated where the bundle is."""
-        return self.answers_of(images, self._begin(images, placement))
+        return self.answers_and_features(images, placement)[0]
 
-    def answers_of(self, images: np.ndarray, wait: Callable[[], Responses]) -> Calibrated:
-        """The same of images whose responses `wait` gives, which may be on their way."""
-        from rcmnet_jax.evaluation import calibration, neighbours, novelty
+    def answers_and_features(self, images: np.ndarray, placement: Placement) -> tuple[Calibrated, np.ndarray]:
+        """The same, and the images' pooled features (N, C)."""
+        from rcmnet_jax.evaluation import calibration, novelty
 
+        wait = self._begin(images, placement)
         looks = novelty.appearance(images) if "ood" in self.calibration else None  # while the devices compute
         found = wait()
         seen = None if looks is None else novelty.spaces(looks, found.embedding)
         logits = found.logits
         if self.possible:
             logits = np.where(np.isin(self.classes, self.possible), logits, -np.inf)
-        answers = calibration.apply(self.calibration, logits, self.classes, seen)
-        if not self.together:
-            return answers
-        leaning = neighbours.together(answers.probabilities, found.embedding)
-        return calibration.apply({**self.calibration, "temperature": 1.0}, leaning, self.classes, seen)
+        return calibration.apply(self.calibration, logits, self.classes, seen), found.embedding
 
     def among(self, names: Sequence[str]) -> Bundle:
         """The bundle for images of which it is known that they are of these classes alone.

@@ -80,10 +80,9 @@ def table_of(
     `features_in` is a folder for their features, which cost nothing here. All processes must come.
     """
     images = data.images(rows)
-    responses = bundle.responses(images, placement)
+    found, embedding = bundle.answers_and_features(images, placement)
     if features_in is not None:
-        features.leave(features_in, bundle, data.examples.path[rows], responses.embedding)
-    found = bundle.answers_of(images, lambda: responses)
+        features.leave(features_in, bundle, data.examples.path[rows], embedding)
     table = as_table(data, rows, found.probabilities, split=split, seed=seed, fold=fold)
     return dataclasses.replace(table, abstain=found.abstain, ood=found.ood)
 

@@ -17,6 +17,7 @@ from rcmnet_jax.data.images import standardise
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.adapt import adapt, parts_of
 from rcmnet_jax.evaluation.apply import predict
+from rcmnet_jax.evaluation.neighbours import lean
 from rcmnet_jax.training.sharding import Placement
 from tests.test_appearance import smear
 
@@ -113,11 +114,18 @@ def test_predict_writes_what_it_found_beside_the_table(bundle, tmp_path, capsys)
     (tmp_path / "cells").mkdir()
     for i, image in enumerate(THEIRS):
         Image.fromarray(image).save(tmp_path / f"cells/{i:02}.png")
-    table = predict(tmp_path / "bundle", str(tmp_path / "cells"), tmp_path / "p.csv", adapt=("scale", "colour"))
+    parts = ("scale", "colour", "neighbours")
+    table = predict(tmp_path / "bundle", str(tmp_path / "cells"), tmp_path / "p.csv", adapt=parts)
     facts = json.loads((tmp_path / "p.adapt.json").read_text())
     assert facts["images"] == len(table) == len(THEIRS)
     assert facts["scale"]["ratio"] == pytest.approx(72 / 384 / 0.25, rel=0.1)
-    assert "times as large in their images as in training" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "times as large in their images as in training" in said
+    changed = facts["neighbours"]["changed"]
+    assert f"{changed} of {len(THEIRS)} are called otherwise than by themselves" in said
+    by_themselves = predict(tmp_path / "bundle", str(tmp_path / "cells"), tmp_path / "q.csv", adapt=parts[:2])
+    assert (by_themselves.prediction != table.prediction).sum() == changed
+    assert np.abs(by_themselves.probabilities - table.probabilities).max() > 1e-3
     assert set(table.ood.tolist()) == {-1}
 
 
@@ -132,15 +140,15 @@ def test_a_bundle_that_knows_nothing_of_its_images_is_adapted_by_batch_norm_alon
 
 def test_answers_lean_on_one_another_in_a_set_that_is_large_enough(bundle):
     many = adapted(bundle, THEIRS, "neighbours")
-    assert many.bundle.together
     assert many.facts["neighbours"] == {"near": 2}
-    assert "nearest in the network's features (2)" in many.sentences[-1]
-    alone, set_of = (b.answers(many.images, Placement.everywhere()) for b in (bundle, many.bundle))
-    assert np.abs(alone.probabilities - set_of.probabilities).max() > 1e-3
-    np.testing.assert_allclose(set_of.probabilities.sum(1), 1)
-    few = adapted(bundle, THEIRS[:9], "neighbours")
-    assert not few.bundle.together
+    alone, features = many.bundle.answers_and_features(many.images, Placement.everywhere())
+    np.testing.assert_array_equal(many.answers(alone, features).probabilities, lean(alone, features).probabilities)
+    assert np.abs(many.answers(alone, features).probabilities - alone.probabilities).max() > 1e-3
+    few = adapted(bundle, THEIRS[:9], "neighbours", "norm")
+    assert few.answers(alone, features) is alone
     assert "Fewer than 10 images" in few.sentences[-1]
+    with pytest.raises(UserError, match="neither says how its training images look nor"):
+        adapted(dataclasses.replace(bundle, calibration={}), THEIRS[:9], "neighbours")
 
 
 def test_parts_are_named_or_refused():

@@ -109,12 +109,15 @@ def test_a_crossed_study_shows_its_switches_and_each_row_has_a_seed_of_its_own(k
 def test_what_switches_add_in_other_laboratories_comes_from_the_tables_of_their_bundles(tmp_path):
     runs = list(zip(STUDIES["screen"].runs, crossed(), strict=True))
 
-    def kept_tables(some):
+    def kept_tables(some, commit="a"):
         for run, on in some:
             values = 0.9, 0.7 + 0.02 * on[1], 0.8 + 0.04 * on[1]
             rows = [{"shift": "any", "strength": "strong", "arms": {"all": {"value": value}}} for value in values]
-            (tmp_path / f"{run.replace(' ', '_')}.json").write_text(json.dumps({"rows": rows}))
+            facts = {"rows": rows, "environment": {"commit": commit}}
+            (tmp_path / f"{run.replace(' ', '_')}.json").write_text(json.dumps(facts))
 
+    with pytest.raises(SystemExit, match=r"holds no \{run\}"):
+        study.shifts("screen", str(tmp_path / "row_0.json"))
     kept_tables(runs[:11])
     with pytest.raises(SystemExit, match="11 tables"):
         study.shifts("screen", str(tmp_path / "{run}.json"))
@@ -123,6 +126,9 @@ def test_what_switches_add_in_other_laboratories_comes_from_the_tables_of_their_
     assert shown[0] == "| switch | all, no change | all, mean of the shifts |"
     assert "| mean of all runs | 90.0 | 76.5 |" in shown
     assert any(line.endswith("| +3.0 (+3.0 to +3.0) |") and line.startswith("| colours |") for line in shown)
+    kept_tables(runs[5:6], commit="b")
+    with pytest.raises(SystemExit, match=r"row_5.json: other shifts, or another commit, than in .*row_0.json"):
+        study.shifts("screen", str(tmp_path / "{run}.json"))
 
 
 def test_a_record_of_other_settings_does_not_count(kept):

@@ -1,6 +1,6 @@
 """Brings a set of another laboratory to what a network knows, without labels: scale and place, colours, BatchNorm.
 
-Last, it lets the images of the set speak for one another (`neighbours`).
+Last, the answers to the set's images lean on one another (`neighbours`).
 
 Everything is decided for the set as a whole, from what its images have in common. docs/shift.md has what it does to
 accuracy, and where it ends.
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.data import appearance, framing
@@ -27,6 +28,7 @@ from rcmnet_jax.data.framing import Framing
 from rcmnet_jax.data.images import ImageRule, Pixels, standardise
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import neighbours
+from rcmnet_jax.evaluation.calibration import Calibrated
 from rcmnet_jax.evaluation.predict import reestimate
 from rcmnet_jax.training.sharding import Placement
 
@@ -46,6 +48,11 @@ class Adapted:
     bundle: Bundle
     facts: Mapping[str, Any]  # plain values, ready for JSON
     sentences: Sequence[str]
+    together: bool = False  # whether the answers are to lean on one another
+
+    def answers(self, alone: Calibrated, features: NDArray[np.floating]) -> Calibrated:
+        """The answers to the images, from those that the bundle gives each by itself, and its features (N, C)."""
+        return neighbours.lean(alone, features) if self.together else alone
 
 
 def parts_of(text: str) -> tuple[str, ...]:
@@ -67,7 +74,8 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
       UserError: a bundle that has nothing to adapt by.
     """
     source = _source(bundle)
-    if source is None and "neighbours" not in parts and not ("norm" in parts and bundle.batch_stats):
+    together = "neighbours" in parts and neighbours.near(count) > 0
+    if source is None and not together and not ("norm" in parts and bundle.batch_stats):
         raise UserError(
             "--adapt: this bundle neither says how its training images look nor has BatchNorm statistics of which "
             "these parts could make use. Leave the flag out, or name other parts."
@@ -96,16 +104,11 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
         facts["norm"] = {"share": share}
         sentences.append(f"BatchNorm's statistics are these images' by {share:.0%}, the training images' for the rest.")
     if "neighbours" in parts:
-        count_near = neighbours.near(count)
-        bundle = dataclasses.replace(bundle, together=count_near > 0)
-        facts["neighbours"] = {"near": count_near}
-        sentences.append(
-            f"Each image's class leans on those of its nearest in the network's features ({count_near})."
-            if count_near
-            else f"Fewer than {neighbours.SET} images: each is called by itself."
-        )
+        facts["neighbours"] = {"near": neighbours.near(count)}
+        if not together:
+            sentences.append(f"Fewer than {neighbours.SET} images: each is called by itself.")
     known = {key: value for key, value in bundle.calibration.items() if key != "ood"}
-    return Adapted(images, dataclasses.replace(bundle, calibration=known), facts, sentences)
+    return Adapted(images, dataclasses.replace(bundle, calibration=known), facts, sentences, together)
 
 
 def _source(bundle: Bundle) -> Appearance | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import canary, intake, runtime
@@ -19,6 +20,7 @@ from rcmnet_jax.data.prepare import HeldSet, PreparedSet, prepare
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import adapt as adapting
+from rcmnet_jax.evaluation.calibration import Calibrated
 from rcmnet_jax.evaluation.overlay import PAGE, check_folder, write_overlays
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
 from rcmnet_jax.files import write_atomic
@@ -59,8 +61,11 @@ def predict(
     placement = Placement.everywhere()
     canary.check(programs)
     if adapt:
-        bundle, data = _adapted(bundle, data, placement, adapt, output.with_suffix(".adapt.json"), console)
-    table = table_of(bundle, data, placement)
+        beside = output.with_suffix(".adapt.json")
+        bundle, data, answers = _adapted(bundle, data, placement, adapt, beside, console)
+    else:
+        answers, _ = answered(bundle, data, placement)
+    table = table_of(bundle, data, answers)
     write_table(table, output)
     console.say(f"{len(table)} predictions: {output}")
     if explain is not None:
@@ -72,8 +77,8 @@ def predict(
 
 def _adapted(
     bundle: Bundle, data: PreparedSet, placement: Placement, parts: Sequence[str], beside: Path, console: Console
-) -> tuple[Bundle, PreparedSet]:
-    """The bundle and the images, adapted to one another; says what was found, and writes it to `beside`."""
+) -> tuple[Bundle, PreparedSet, Calibrated]:
+    """The bundle and the images, adapted to one another, and its answers; says what was found, and writes `beside`."""
     source = open_source(data.spec, labelled=False)
     items = {item.path: item for item in source.items}
     paths = data.examples.path.tolist()
@@ -86,7 +91,18 @@ def _adapted(
 
     made = adapting.adapt(bundle, read, len(paths), placement, parts)
     facts, sentences = dict(made.facts), list(made.sentences)
-    flags = table_of(bundle, data, placement).ood
+    whole = {f.name: getattr(data, f.name) for f in dataclasses.fields(PreparedSet)}
+    shown = HeldSet(**whole, held=made.images)
+    alone, features = answered(made.bundle, shown, placement)
+    answers = made.answers(alone, features)
+    if made.together:
+        changed = int((answers.probabilities.argmax(1) != alone.probabilities.argmax(1)).sum())
+        facts["neighbours"]["changed"] = changed
+        sentences.append(
+            f"Answers lean on those of images that look alike to the network: {changed} of {len(paths)} are called "
+            "otherwise than by themselves."
+        )
+    flags = answered(bundle, data, placement)[0].ood
     if (flags >= 0).all():
         facts["strange_before"] = float(flags.mean())
         sentences.append(
@@ -95,26 +111,36 @@ def _adapted(
     for sentence in sentences:
         console.say(f"  {sentence}")
     write_atomic(beside, json.dumps(facts, indent=2) + "\n")
-    whole = {f.name: getattr(data, f.name) for f in dataclasses.fields(PreparedSet)}
-    return made.bundle, HeldSet(**whole, held=made.images)
+    return made.bundle, shown, answers
 
 
-def table_of(bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 512) -> Table:
-    """Predictions of a bundle on all of a prepared set; labels that are no class of the bundle stay empty."""
-    examples = data.examples
-    chunk = max(len(examples.path), 1) if bundle.together else chunk
+def answered(
+    bundle: Bundle, data: PreparedSet, placement: Placement, chunk: int = 512
+) -> tuple[Calibrated, NDArray[np.floating]]:
+    """A bundle's answers to all of a prepared set, each image by itself, and their features (N, C)."""
     # A last part of a few images joins the one before, so that each goes through the network as it would with all.
-    cuts = np.arange(chunk, len(examples.path) - chunk + 1, chunk)
-    parts = [bundle.answers(data.images(rows), placement) for rows in np.split(np.arange(len(examples.path)), cuts)]
+    count = len(data.examples.path)
+    cuts = np.arange(chunk, count - chunk + 1, chunk)
+    parts = [bundle.answers_and_features(data.images(rows), placement) for rows in np.split(np.arange(count), cuts)]
+    joined = {
+        field.name: np.concatenate([getattr(part, field.name) for part, _ in parts])
+        for field in dataclasses.fields(Calibrated)
+    }
+    return Calibrated(**joined), np.concatenate([features for _, features in parts])
+
+
+def table_of(bundle: Bundle, data: PreparedSet, answers: Calibrated) -> Table:
+    """The table of a bundle's answers to a prepared set; labels that are no class of the bundle stay empty."""
+    examples = data.examples
     names = [data.classes[k] if k >= 0 else "" for k in examples.label]
     return make_table(
         examples.path,
-        np.concatenate([part.probabilities for part in parts]),
+        answers.probabilities,
         bundle.classes,
         label=[name if name in bundle.classes else "" for name in names],
         group=examples.group,
         sha256=examples.sha256,
-        abstain=np.concatenate([part.abstain for part in parts]),
-        ood=np.concatenate([part.ood for part in parts]),
+        abstain=answers.abstain,
+        ood=answers.ood,
         split=[split if split in ("train", "val", "test") else "" for split in examples.split.tolist()],
     )

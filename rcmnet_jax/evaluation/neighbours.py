@@ -1,24 +1,32 @@
 """What the images of one set tell of one another: those that lie near each other are called alike.
 
-Another laboratory moves all its images in the network's features, each class as a whole: the classes stay together
-while the head's borders no longer run between them. Nothing is trained, and no label is asked for.
+Another laboratory moves its images in the network's features, more or less each class as a whole: what belongs
+together then still lies together, where the head's borders no longer run between. Nothing is trained, and no label is
+asked for.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special
 
+from rcmnet_jax.evaluation.calibration import TINY, Calibrated
 from rcmnet_jax.evaluation.table import Floats
 
-# Chosen in one network's laboratories 0 to 7 of benchmarks/shift.py; docs/shift.md has what they do in others.
+# Chosen on adapted sets of two networks, in laboratories 0 to 13 of benchmarks/shift.py.
 NEAR = 5  # neighbours of an image
 SET = 10  # images for each neighbour: a set of fewer than this is left as it is
 TRUST = 0.5  # what the network's own log-probabilities count for: on images that are new to it, it is too sure
-PULL = 10.0  # of a class's centre, in nats for a cosine of 1
+PULL = 10.0  # nats: of a class's centre, for a cosine of 1
+AGREE = 0.7  # nats: of a neighbour that is sure of its class
+LONELY = 4  # power by which a neighbour counts less that has nearer ones itself: a rare cell is not to be outvoted
 SMOOTH = 1.5  # temperature of the result: neighbours that agree are not independent witnesses
-_STEPS, _STILL, _TINY, _CHUNK = 100, 1e-6, 1e-12, 1024
+_STEPS = 1000  # more than the slowest sets need; a step is cheap
+_STILL = 1e-6  # nats of change after which it is at rest
+_BLOCK = 1024  # images whose neighbours are looked for at once
 
 
 def near(images: int) -> int:
@@ -26,52 +34,68 @@ def near(images: int) -> int:
     return min(NEAR, images // SET)
 
 
+def lean(alone: Calibrated, features: NDArray[np.floating]) -> Calibrated:
+    """The answers to a set's images, leaning on one another, from each one's own and the features (N, C) of all.
+
+    Where an image is called otherwise than by itself, it abstains: the network and its neighbours disagree.
+    """
+    p = np.exp(together(alone.probabilities, features))
+    changed = p.argmax(1) != alone.probabilities.argmax(1)
+    abstain = np.where(changed & (alone.abstain == 0), 1, alone.abstain)
+    return dataclasses.replace(alone, probabilities=p, abstain=abstain)
+
+
 def together(probabilities: Floats, features: NDArray[np.floating]) -> Floats:
     """Log-probabilities (N, K) of a set's images, from each one's own (N, K) and the features (N, C) of all.
 
     Each class has its centre among these images, weighed by the probabilities, to which an image is pulled by its
-    cosine (as the centres of SHOT, Liang et al. 2020, of which the network is not trained on). Then each image takes
+    cosine (the centres are those of SHOT, Liang et al. 2020, which trains the network on them). Then each image takes
     over what its nearest have, until nothing changes (LAME, Boudiaf et al. 2022, eq. 8). A class that no image can be
-    keeps the probability 0.
+    keeps the probability 0; images with the same features and probabilities are one.
     """
-    can = probabilities.max(0) > 0
-    log_p: Floats = np.log(np.maximum(probabilities[:, can], _TINY))
-    if not near(len(probabilities)):
-        return _with(can, log_p)
-    own = TRUST * log_p
-    directions = _unit(features)
-    centres = _unit(special.softmax(own, axis=1).T @ directions)
-    own += PULL * directions @ centres.T
-    graph, drawn = _graph(directions, near(len(probabilities))), own
-    for _ in range(_STEPS):
-        before, drawn = drawn, own + graph @ special.softmax(drawn, axis=1)
-        if np.abs(drawn - before).max() < _STILL:
-            break
-    return _with(can, special.log_softmax(drawn / SMOOTH, axis=1))
-
-
-def _with(can: NDArray[np.bool_], log_p: Floats) -> Floats:
-    """The log-probabilities with a column of minus infinity for each class that cannot be."""
-    found = np.full((len(log_p), len(can)), -np.inf)
-    found[:, can] = log_p
+    one_row = np.concatenate([np.asarray(features, np.float64), probabilities], axis=1)
+    _, kept, copies = np.unique(one_row, axis=0, return_index=True, return_inverse=True)
+    possible = probabilities.max(0, initial=0) > 0
+    log_p: Floats = np.log(np.maximum(probabilities[np.ix_(kept, possible)], TINY))
+    if near(len(kept)):
+        log_p = _at_rest(log_p, _unit(features[kept]))
+    found = np.full(probabilities.shape, -np.inf)
+    found[:, possible] = log_p[copies.ravel()]
     return found
+
+
+def _at_rest(log_p: Floats, directions: Floats) -> Floats:
+    own = TRUST * log_p
+    centres = _unit(special.softmax(own, axis=1).T @ directions)
+    pulled = own + PULL * directions @ centres.T
+    graph, after = _graph(directions, near(len(directions))), pulled
+    for _ in range(_STEPS):
+        before, after = after, pulled + graph @ special.softmax(after, axis=1)
+        if np.abs(after - before).max() < _STILL:
+            break
+    rest: Floats = special.log_softmax(after / SMOOTH, axis=1)
+    return rest
 
 
 def _unit(rows: NDArray[np.floating]) -> Floats:
     wide = np.asarray(rows, np.float64)
     lengths: Floats = np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide / np.maximum(lengths, _TINY)
+    return wide / np.maximum(lengths, TINY)
 
 
 def _graph(directions: Floats, count: int) -> sparse.csr_array:
-    """(N, N): for each pair half for each of the two that is among the `count` nearest of the other."""
-    images = len(directions)
-    nearest = np.empty((images, count), np.int64)
-    for start in range(0, images, _CHUNK):
-        alike = directions[start : start + _CHUNK] @ directions.T
-        rows = np.arange(len(alike))
-        alike[rows, start + rows] = -np.inf
-        nearest[start : start + _CHUNK] = np.argpartition(-alike, count - 1, axis=1)[:, :count]
+    """(N, N), symmetric: what each image counts for another, of which one is among the `count` nearest of the other."""
+    images, narrow = len(directions), directions.astype(np.float32)
+    nearest, distances = np.empty((images, count), np.int64), np.empty((images, count))
+    for start in range(0, images, _BLOCK):
+        alike = narrow[start : start + _BLOCK] @ narrow.T
+        rows = np.arange(len(alike))[:, None]
+        alike[rows[:, 0], start + rows[:, 0]] = -np.inf
+        chosen = np.argpartition(alike, -count, axis=1)[:, -count:]
+        nearest[start : start + _BLOCK] = chosen
+        distances[start : start + _BLOCK] = np.sqrt(np.maximum(2 - 2 * alike[rows, chosen], TINY))
+    reach = distances.max(1)
+    weights = AGREE / 2 * np.minimum(1, reach[nearest] / distances) ** LONELY
     where = np.arange(images).repeat(count), nearest.ravel()
-    graph = sparse.csr_array((np.full(images * count, 0.5), where), shape=(images, images))
+    graph = sparse.csr_array((weights.ravel(), where), shape=(images, images))
     return graph + graph.T
