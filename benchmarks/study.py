@@ -197,7 +197,7 @@ def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
         (title, scale * np.array([line["results"]["pretrain"][key] for line in lines]), digits)
         for title, key, scale, digits in shown
     ]
-    rows = _effects(study, runs, columns)
+    rows = _effects_table(study, runs, columns)
     if rows is None:
         few = f"So far {len(lines)} of {len(study.runs)} runs, too few to tell the switches apart."
         return f"{study.question}\n\n{few}"
@@ -207,7 +207,7 @@ def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _effects(
+def _effects_table(
     study: Study, runs: Sequence[str], columns: Sequence[tuple[str, NDArray[np.float64], int]]
 ) -> list[str] | None:
     """The lines of a table of what each switch of a crossed study adds; None where there are too few runs.
@@ -240,7 +240,7 @@ def shifts(study: str, pattern: str) -> str:
     found = STUDIES[study]
     if "{run}" not in pattern:
         raise SystemExit(f"{pattern}: holds no {{run}}, which each run's name is put for.")
-    places = {run: Path(located({"": pattern}, run, 0)[""]) for run in found.runs}
+    places = {run: Path(pattern.replace("{run}", _folder(run))) for run in found.runs}
     tables = {run: json.loads(path.read_text()) for run, path in places.items() if path.exists()}
     sets = {run: ([(row["shift"], row["strength"]) for row in one["rows"]], one["environment"]["commit"])
             for run, one in tables.items()}  # fmt: skip
@@ -254,7 +254,7 @@ def shifts(study: str, pattern: str) -> str:
         values = 100 * np.array([[row["arms"][arm]["value"] for row in rows] for rows in every])
         columns.append((f"{arm}, no change", values[:, 0], 1))
         columns.append((f"{arm}, mean of the shifts", values[:, 1:].mean(1), 1))
-    rows = _effects(found, list(tables), columns) if columns else None
+    rows = _effects_table(found, list(tables), columns) if columns else None
     if rows is None:
         raise SystemExit(f"{pattern}: {len(tables)} tables of {study}'s runs, too few to tell the switches apart.")
     return "\n".join([*rows, "", f"Balanced accuracy in points, {len(tables)} runs."])

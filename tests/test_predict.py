@@ -10,7 +10,7 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.apply import answered, predict
+from rcmnet_jax.evaluation.apply import answered, predict, table_of
 from rcmnet_jax.evaluation.calibration import abstain
 from rcmnet_jax.evaluation.predict import BATCH, _batch, begin, forward, reestimate
 from rcmnet_jax.models import Network
@@ -104,11 +104,13 @@ def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(
 def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path):
     bundle, placement = bundles.load(BUNDLE), Placement.everywhere()
     data = prepare("synthetic:cart-tiny", bundle.rule, cache=tmp_path, labelled=False, keep=False)
-    whole, features = answered(bundle, data, placement)
+    answers, features = answered(bundle, data, placement)
     half = len(features) // 2 - 1  # two images are left for a third part
-    parts, features_too = answered(bundle, data, placement, chunk=half)
-    np.testing.assert_array_equal(parts.abstain, whole.abstain)
+    in_parts, features_too = answered(bundle, data, placement, chunk=half)
     np.testing.assert_allclose(features_too, features, rtol=1e-4, atol=1e-5)
+    whole, parts = (table_of(bundle, data, found) for found in (answers, in_parts))
+    for name in ("path", "abstain"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
     for name in ("probabilities", "ood"):  # passes of other sizes round differently
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-6, err_msg=name)
 

@@ -97,7 +97,7 @@ def _adapted(
     answers = made.answers(alone, features)
     if made.together:
         changed = int((answers.probabilities.argmax(1) != alone.probabilities.argmax(1)).sum())
-        facts["neighbours"]["changed"] = changed
+        facts["neighbours"] = {**facts["neighbours"], "changed": changed}
         sentences.append(
             f"Answers lean on those of images that look alike to the network: {changed} of {len(paths)} are called "
             "otherwise than by themselves."
