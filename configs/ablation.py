@@ -164,6 +164,8 @@ STUDIES: dict[str, Study] = {
             "64 px, ImageNet, distilled": _with(_WEIGHTS, {"source": {"soft_folds": 2}}),
             "64 px, ImageNet, turned": _with(_WEIGHTS, _augment(rotate=45.0)),
             "64 px, ImageNet, turned, 24 epochs": _with(_WEIGHTS, _augment(rotate=45.0), {"source": {"epochs": 24.0}}),
+            "64 px, ImageNet, mixup 0.2": _with(_WEIGHTS, _augment(mixup=0.2)),
+            "64 px, ImageNet, mixup 0.2, blur 0.03": _with(_WEIGHTS, _augment(mixup=0.2, blur=0.03)),
         },
         primary="top1",
     ),
