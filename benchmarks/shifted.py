@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from rcmnet_jax.data.cellfinder import background
+from rcmnet_jax.data.cellfinder import background, find
 from rcmnet_jax.data.images import Pixels, decode
 
+_LEAST = 0.06  # of the side: the radius that a nucleus not found is taken to have
 Change = Callable[[Pixels, float, np.random.Generator], Pixels]
 
 
@@ -24,6 +25,7 @@ def changes(platelets: Sequence[Pixels]) -> dict[str, Change]:
     """All changes by name. `platelets` are images with a small cell in the middle, for fields of red cells."""
     bluer = stain([[1.3, 0.1, 0.2], [0.0, 0.8, 0.3], [0.0, 0.0, 1.3]])
     pinker = stain([[0.55, 0.1, 0.0], [0.0, 0.75, 0.1], [0.0, 0.1, 0.8]])
+    bluish = stain([[0.9, 0.25, 0.0], [0.1, 1.0, 0.2], [0.0, 0.1, 0.7]])
     field = Field([emptied(image) for image in platelets])
     return {
         "stain, bluer": bluer,
@@ -42,6 +44,8 @@ def changes(platelets: Sequence[Pixels]) -> dict[str, Change]:
         "yellow, bluer, field": together(field, bluer, light([235, 205, 130])),
         "field of view, round, black around": aperture,
         "field of view, dark beyond an edge": shaded,
+        "red cells gone, yellow, cropped": together(alone, bluish, light([225, 205, 140]), closer),
+        "boxes around the cells": boxed,
         "phone: cropped, dark, blurred, JPEG": together(closer, gamma(1.6), light([190, 190, 200]), blur, jpeg),
     }
 
@@ -137,6 +141,24 @@ def closer(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     top, left = (height - side) // 2 + rng.integers(-3, 4, 2)
     piece = Image.fromarray(image[max(top, 0) : top + side, max(left, 0) : left + side])
     return np.asarray(piece.resize((400, 400), Image.Resampling.BICUBIC))
+
+
+def alone(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """The cell without its neighbours, where red cells are dissolved: empty from 1.7 to 2.1 nuclear radii."""
+    cell, ground = find(image), background(image)
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    radii = np.hypot(rows - cell.row, columns - cell.column) / max(cell.diameter / 2, _LEAST * image.shape[0])
+    empty = strength * np.clip((radii - 1.7) / 0.4, 0, 1)[..., None]
+    return _bytes(image * (1 - empty) + empty * ground * np.exp(rng.normal(0, 0.01, image.shape)))
+
+
+def boxed(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """Each cell cut out by a box of its own, at the strongest 1.5 nuclei wide: files of many sizes."""
+    cell = find(image)
+    width = max(cell.diameter, 2 * _LEAST * image.shape[0]) * 1.5 * math.exp(rng.normal(0, 0.05))
+    half = (image.shape[0] / width) ** (1 - strength) * width / 2
+    top, left = max(round(cell.row - half), 0), max(round(cell.column - half), 0)
+    return image[top : round(cell.row + half), left : round(cell.column + half)]
 
 
 def aperture(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
