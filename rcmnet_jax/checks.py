@@ -46,6 +46,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{f"*.augment.{name}": (lambda v: v <= 1, "a probability, from 0 to 1") for name in ("reinhard", "grey", "erase")},
     "*.augment.rotate": (lambda v: 0 <= v <= 180, "from 0 to 180 degrees"),
     "*.augment.blur": (lambda v: v <= 0.5, "at most 0.5 of the side"),
+    "*.augment.blur_power": (lambda v: v > 0, "above 0"),
     "model.width": (lambda v: v >= 8 and v % 8 == 0, "a multiple of 8"),
     "model.heads": (lambda v: v >= 1, "at least 1"),
     "model.cbam_kernel": (lambda v: v >= 1 and v % 2 == 1, "odd"),

@@ -73,7 +73,8 @@ class AugmentConfig:
     saturation: float = 0.1
     stain: float = 0.05  # jitter of each stain's optical density, factor 1 +- stain and as much offset / 2
     padding: str = "edge"  # beyond the image: edge (repeated) | reflect, for a `scale` over 0.3, where edges smear
-    blur: float = 0.0  # sigma of a Gaussian drawn from U(0, blur), as a fraction of the side
+    blur: float = 0.0  # sigma of a Gaussian, blur * U(0, 1) ** blur_power, as a fraction of the side
+    blur_power: float = 1.0  # 3 leaves most images sharp and makes a few very blurred
     # The rest: other laboratories' staining, lamps and cameras, which the small jitter above does not reach.
     gamma: float = 0.0  # camera's response: x ** exp(U(-gamma, gamma))
     white: float = 0.0  # white balance: gain of each channel from exp(U(-white, white))

@@ -50,7 +50,8 @@ def augment(
         turn = draws[:, 0] < 0.5
         x = jnp.where(turn[:, None, None, None], x.swapaxes(1, 2), x)
     if config.dihedral or config.scale or config.shift or config.rotate or config.blur:
-        x = geometry.resample(x, draws[:, 1:7], config, more[:, 0] * config.blur if config.blur else None)
+        sigma = config.blur * more[:, 0] ** config.blur_power if config.blur else None
+        x = geometry.resample(x, draws[:, 1:7], config, sigma)
     if config.brightness or config.contrast or config.saturation:
         x = colour.jitter(x, draws[:, 7:10], config)
     if config.stain:
