@@ -141,9 +141,10 @@ def test_a_reflected_edge_is_the_mirror_image(images):
         np.testing.assert_allclose(made[i, :, :, 0], wanted, atol=1e-4)
 
 
-def test_blur_is_a_gaussian_cut_at_the_edges(images):
-    made = views(images, dataclasses.replace(OFF, blur=0.2))
-    sigma = further_draws(16)[:, 0] * 0.2 * 12
+@pytest.mark.parametrize("power", [1.0, 3.0])
+def test_blur_is_a_gaussian_cut_at_the_edges(images, power):
+    made = views(images, dataclasses.replace(OFF, blur=0.2, blur_power=power))
+    sigma = np.maximum(further_draws(16)[:, 0] ** power * 0.2 * 12, 0.1)
     apart = np.arange(12)[:, None] - np.arange(12)
     for i in range(4):
         matrix = np.exp(-((apart / sigma[i]) ** 2) / 2)
