@@ -67,6 +67,16 @@ def test_a_dark_side_beyond_the_field_of_view_is_neither_cell_nor_red_cells_nor_
         assert made.max(2).min() > 100
 
 
+def test_a_nearly_black_nucleus_at_the_edge_is_a_cell_and_no_surround(source):
+    image = smear(at=(8, 48), diameter=24)
+    image[(image == NUCLEUS).all(2)] = (16, 6, 40)
+    cell = find(image)
+    assert not cell.dark
+    assert (cell.row, cell.column) == pytest.approx((8, 48), abs=1.5)
+    plan = planned([image], source, ImageRule(96))[1]
+    assert framing.shown(image, cell, plan.sides[0], plan, ImageRule(96)).max(2).min() < 60
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_where_nothing_is_stained_nothing_is_found(level):
     cell = find(np.full((32, 48, 3), level, np.uint8))

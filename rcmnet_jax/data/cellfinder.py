@@ -20,7 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 
 WORKING = 160  # pixels of the longer side at which cells are looked for
 _LEAST_SIDE = 0.02  # of the longer side: smaller spots are dust and precipitate
-_BLACK = 30, 0.25  # of 255, and of the empty field: no stain is that dark in every channel, since blue passes
+_BLACK = 30, 0.25  # of 255, and of the empty field: few stains are that dark in every channel, since blue passes
+_ENDS = slice(None, 3), slice(-3, None)  # pixels of a side's ends, by which a corner is black
 _FAINT = 0.25  # purple density below which nothing counts as stained
 
 
@@ -102,14 +103,17 @@ def without_surround(image: Pixels, ground: Floats) -> Pixels:
 
 
 def _surround(image: Pixels, ground: Floats) -> npt.NDArray[np.bool_]:
-    """Mask of the black around a field of view: what is black, or nearly, and reaches the image's edge."""
+    """Mask of the black around a field of view: what is black, or nearly, and has a corner of the image.
+
+    A field without dents leaves black at one end of a side at least, where a dark cell at the edge has no corner.
+    """
     least, share = _BLACK
     black: npt.NDArray[np.bool_] = image.max(2) < max(least, share * float(ground.max()))
     if not black.any():
         return black
     parts, _ = ndimage.label(black)
-    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    outside = np.isin(parts, np.setdiff1d(edge, 0))
+    corners = np.concatenate([parts[rows, columns].ravel() for rows in _ENDS for columns in _ENDS])
+    outside = np.isin(parts, np.setdiff1d(corners, 0))
     blurred = max(2, round(2 * max(image.shape[:2]) / WORKING))  # the edge of the field, pixels
     return np.asarray(ndimage.binary_dilation(outside, iterations=blurred)) if outside.any() else outside
 
