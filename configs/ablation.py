@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import GROWN, PBC, REAL, SMOKE, SPEEDRUN, change, config_dict
+from configs.base import GROWN, PBC, REAL, SHARP, SMOKE, SPEEDRUN, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -37,7 +37,12 @@ class Study:
 
 
 _PBC: Changes = {"source": {"data": "{pbc}", "splits": "{split}"}, "target": {"data": "none"}}
-_RECIPE: Changes = {"source": {**_PBC["source"], **PBC}, "target": _PBC["target"], "evaluation": {"views": "dihedral"}}
+# With less blur than `configs/pbc.py` has since: what most records were made with.
+_RECIPE: Changes = {
+    "source": {**_PBC["source"], **PBC, "augment": SHARP},
+    "target": _PBC["target"],
+    "evaluation": {"views": "dihedral"},
+}
 _WEIGHTS: Changes = {"source": {"init_from": "{weights}"}}
 
 # Transfers start from bundles of the study "pbc", which the command is told the places of.
@@ -116,13 +121,13 @@ LABORATORIES: Changes = {
     "blur": 0.015, "noise": 0.02,
 }  # fmt: skip
 
-_BLURRED = _augment(blur=0.04, blur_power=3.0)  # as sharp in the middle as with `blur` 0.01, which the recipe had
+_BLURRED = _augment(**{key: PBC["augment"][key] for key in ("blur", "blur_power")})
 
 # What pretraining may have besides the middle of the frame, which the study "crop" settled. Off is the study's base.
 _SWITCHES: dict[str, Changes] = {
     "layer decay 0.5": {"source": {"layer_decay": 0.5}},
-    "colours": _augment(**{key: PBC["augment"][key] for key in ("gamma", "white", "hue", "reinhard", "stain")}),
-    "optics": _augment(**{key: PBC["augment"][key] for key in ("scale", "padding", "blur", "noise")}),
+    "colours": _augment(**{key: SHARP[key] for key in ("gamma", "white", "hue", "reinhard", "stain")}),
+    "optics": _augment(**{key: SHARP[key] for key in ("scale", "padding", "blur", "noise")}),
     "turns by any angle": _augment(rotate=45.0),
     "mixup 0.2": _augment(mixup=0.2),
     "cutmix 1": _augment(cutmix=1.0),
@@ -169,6 +174,7 @@ STUDIES: dict[str, Study] = {
             "64 px, ImageNet, mixup 0.2": _with(_WEIGHTS, _augment(mixup=0.2)),
             "64 px, ImageNet, mixup 0.2, blur 0.03": _with(_WEIGHTS, _augment(mixup=0.2, blur=0.03)),
             "64 px, ImageNet, blur 0.04 rarely": _with(_WEIGHTS, _BLURRED),
+            "128 px, ImageNet, blur 0.04 rarely": _with(_WEIGHTS, {"image_size": 128, "source": GROWN}, _BLURRED),
             "64 px, ImageNet, mixup 0.2, blur 0.04 rarely, 24 epochs":
             _with(_WEIGHTS, _BLURRED, _augment(mixup=0.2), {"source": {"epochs": 24.0}}),
         },
