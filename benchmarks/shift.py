@@ -79,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS)
     parser.add_argument("--only", default="", help="part of the names of the shifts to show")
     parser.add_argument("--laboratories", type=int, default=0, help="random ones, in place of the named shifts")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first of them")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -88,7 +89,8 @@ def sets(args: argparse.Namespace) -> Iterator[tuple[str, str, Change | None]]:
     yield "no change", "strong", None
     platelets, _ = chosen(args.data, args.splits, ("platelet",), {"platelet": 60}, "train")
     if args.laboratories:
-        named = {f"laboratory {seed}": laboratory(seed, platelets) for seed in range(args.laboratories)}
+        seeds = range(args.first, args.first + args.laboratories)
+        named = {f"laboratory {seed}": laboratory(seed, platelets) for seed in seeds}
     else:
         named = changes(platelets)
     for name, change in named.items():
