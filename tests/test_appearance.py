@@ -77,6 +77,15 @@ def test_a_nearly_black_nucleus_at_the_edge_is_a_cell_and_no_surround(source):
     assert framing.shown(image, cell, plan.sides[0], plan, ImageRule(96)).max(2).min() < 60
 
 
+def test_a_black_pointer_into_the_field_is_no_cell(source):
+    image = smear(at=(40, 40))
+    image[60:64, 50:] = 12
+    cell = find(image)
+    assert (cell.row, cell.column, cell.diameter) == pytest.approx((40, 40, 24), abs=1.0)
+    plan = planned([image], source, ImageRule(96))[1]
+    assert framing.shown(image, cell, plan.sides[0], plan, ImageRule(96)).max(2).min() > 100
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_where_nothing_is_stained_nothing_is_found(level):
     cell = find(np.full((32, 48, 3), level, np.uint8))

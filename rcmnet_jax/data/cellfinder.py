@@ -22,6 +22,7 @@ WORKING = 160  # pixels of the longer side at which cells are looked for
 _LEAST_SIDE = 0.02  # of the longer side: smaller spots are dust and precipitate
 _BLACK = 30, 0.25  # of 255, and of the empty field: few stains are that dark in every channel, since blue passes
 _ENDS = slice(None, 3), slice(-3, None)  # pixels of a side's ends, by which a corner is black
+_NEUTRAL = 0.8  # of red's and green's density: what blue's is, at least, in black ink; in nuclei it is about half
 _FAINT = 0.25  # purple density below which nothing counts as stained
 
 
@@ -103,19 +104,28 @@ def without_surround(image: Pixels, ground: Floats) -> Pixels:
 
 
 def _surround(image: Pixels, ground: Floats) -> npt.NDArray[np.bool_]:
-    """Mask of the black around a field of view: what is black, or nearly, and has a corner of the image.
+    """Mask of the black around a field of view, or of a pointer into it: what is black, or nearly, at the image's edge.
 
-    A field without dents leaves black at one end of a side at least, where a dark cell at the edge has no corner.
+    A dark cell may be cut by the edge too. But a field without dents leaves black at one end of a side at least, so
+    that it has a corner, and a pointer absorbs blue as much as the rest, which a stain does not.
     """
     least, share = _BLACK
     black: npt.NDArray[np.bool_] = image.max(2) < max(least, share * float(ground.max()))
     if not black.any():
         return black
     parts, _ = ndimage.label(black)
-    corners = np.concatenate([parts[rows, columns].ravel() for rows in _ENDS for columns in _ENDS])
-    outside = np.isin(parts, np.setdiff1d(corners, 0))
+    corners = np.unique([parts[rows, columns] for rows in _ENDS for columns in _ENDS])
+    edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    inked = [k for k in np.setdiff1d(edge, corners) if k and _is_neutral(image[parts == k], ground)]
+    outside = np.isin(parts, np.union1d(np.setdiff1d(corners, 0), inked))
     blurred = max(2, round(2 * max(image.shape[:2]) / WORKING))  # the edge of the field, pixels
     return np.asarray(ndimage.binary_dilation(outside, iterations=blurred)) if outside.any() else outside
+
+
+def _is_neutral(pixels: Pixels, ground: Floats) -> bool:
+    """Whether pixels (N, 3) absorb blue about as much as red and green."""
+    red, green, blue = np.median(densities(pixels, ground), axis=0)
+    return bool(blue > _NEUTRAL * (red + green) / 2)
 
 
 def _nucleus(purple: Floats) -> tuple[npt.NDArray[np.bool_], float] | None:
