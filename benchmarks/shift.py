@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS)
     parser.add_argument("--only", default="", help="part of the names of the shifts to show")
     parser.add_argument("--laboratories", type=int, default=0, help="random ones, in place of the named shifts")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first of them")
+    parser.add_argument("--first", type=int, default=0, help="with --laboratories: the number of the first")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 

@@ -162,7 +162,7 @@ STUDIES: dict[str, Study] = {
         switches=tuple(_SWITCHES),
     ),
     "pbc": Study(
-        "What has PBC's recipe on its validation images? configs/pbc.py has `blur 0.04 rarely`, before it the first.",
+        "What has PBC's recipe on its validation images? At 64 px it is `blur 0.04 rarely`; it was the first.",
         _RECIPE,
         {
             "64 px, ImageNet": _WEIGHTS,

@@ -25,7 +25,8 @@ SHARP: dict[str, Any] = {
     "blur": 0.01, "noise": 0.01,
 }  # fmt: skip
 # Pretraining on PBC as published: frames of 36 micrometres of which a cell fills a third, from one laboratory. A few
-# images are blurred as much as a small cell in a large field would be; half are no blurrier than 0.005.
+# images are blurred as much as a small cell in a large field would be; half are no blurrier than 0.005. This is for
+# 64 px: larger images, where detail counts, take SHARP.
 PBC: dict[str, Any] = {
     "epochs": 12.0,
     "crop": 0.65,

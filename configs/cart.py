@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import PBC, REAL, SHAPES, SMOKE, change, choose
+from configs.base import PBC, REAL, SHAPES, SHARP, SMOKE, change, choose
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.recipes import RECIPES
 
@@ -43,7 +43,11 @@ def get_config(preset: str = "") -> ConfigDict:
         real,
         image_size=224,
         batch_size=256,
-        source={"epochs": 60.0, "optimizer": {**bfloat16, "warmup_epochs": 5.0}},
+        source={
+            "epochs": 60.0,
+            "augment": {**SHARP, "blur_power": 1.0},
+            "optimizer": {**bfloat16, "warmup_epochs": 5.0},
+        },
         target={"seeds": 5, "optimizer": {**bfloat16, "learning_rate": 0.05, "warmup_epochs": 2.0}},
     )
     auto = change(

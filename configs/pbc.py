@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import GROWN, PBC, SMOKE, SPEEDRUN, change, choose
+from configs.base import GROWN, PBC, SHARP, SMOKE, SPEEDRUN, change, choose
 from rcmnet_jax.config import ExperimentConfig
 
 
@@ -32,7 +32,9 @@ def get_config(preset: str = "") -> ConfigDict:
         return made
 
     plain = change(ExperimentConfig(), source={"epochs": 12.0}, target={"data": "none"})
-    large = change(at(224, epochs=40.0, optimizer={"precision": "bfloat16", "warmup_epochs": 3.0}), batch_size=256)
+    large = change(
+        at(224, epochs=40.0, augment=SHARP, optimizer={"precision": "bfloat16", "warmup_epochs": 3.0}), batch_size=256
+    )
     few = {"precision": "bfloat16", "warmup_epochs": 2.0, "ema_decay": 0.98}  # 47 steps an epoch: averages of one
     gpu = change(at(128, **GROWN, optimizer=few), batch_size=256)
     presets = {

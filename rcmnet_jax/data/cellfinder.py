@@ -22,7 +22,7 @@ WORKING = 160  # pixels of the longer side at which cells are looked for
 _LEAST_SIDE = 0.02  # of the longer side: smaller spots are dust and precipitate
 _BLACK = 30, 0.25  # of 255, and of the empty field: few stains are that dark in every channel, since blue passes
 _ENDS = slice(None, 3), slice(-3, None)  # pixels of a side's ends, by which a corner is black
-_NEUTRAL = 0.8  # of red's and green's density: what blue's is, at least, in black ink; in nuclei it is about half
+_NEUTRAL = 0.8  # ratio of blue to red and green up to which what is dark counts as black; in nuclei it is about half
 _FAINT = 0.25  # purple density below which nothing counts as stained
 
 
@@ -116,16 +116,22 @@ def _surround(image: Pixels, ground: Floats) -> npt.NDArray[np.bool_]:
     parts, _ = ndimage.label(black)
     corners = np.unique([parts[rows, columns] for rows in _ENDS for columns in _ENDS])
     edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    inked = [k for k in np.setdiff1d(edge, corners) if k and _is_neutral(image[parts == k], ground)]
+    boxes = ndimage.find_objects(parts)
+    inked = [
+        k
+        for k in np.setdiff1d(edge, np.append(corners, 0)).tolist()
+        if _is_ink(image[boxes[k - 1]][parts[boxes[k - 1]] == k], ground)
+    ]
     outside = np.isin(parts, np.union1d(np.setdiff1d(corners, 0), inked))
     blurred = max(2, round(2 * max(image.shape[:2]) / WORKING))  # the edge of the field, pixels
     return np.asarray(ndimage.binary_dilation(outside, iterations=blurred)) if outside.any() else outside
 
 
-def _is_neutral(pixels: Pixels, ground: Floats) -> bool:
-    """Whether pixels (N, 3) absorb blue about as much as red and green."""
-    red, green, blue = np.median(densities(pixels, ground), axis=0)
-    return bool(blue > _NEUTRAL * (red + green) / 2)
+def _is_ink(pixels: Pixels, ground: Floats) -> bool:
+    """Whether pixels (N, 3) are black rather than blue, or absorb blue about as much as red and green."""
+    red, green, blue = np.median(pixels, axis=0)
+    dense_red, dense_green, dense_blue = np.median(densities(pixels, ground), axis=0)
+    return bool(blue <= (red + green) / 2 / _NEUTRAL or dense_blue >= _NEUTRAL * (dense_red + dense_green) / 2)
 
 
 def _nucleus(purple: Floats) -> tuple[npt.NDArray[np.bool_], float] | None:
