@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import GROWN, PBC, REAL, SHARP, SMOKE, SPEEDRUN, change, config_dict
+from configs.base import GROWN, PBC, RARELY_BLURRED, REAL, SHARP, SMOKE, SPEEDRUN, change, config_dict
 from rcmnet_jax.config import ExperimentConfig, suggestion
 from rcmnet_jax.errors import UserError
 
@@ -121,8 +121,6 @@ LABORATORIES: Changes = {
     "blur": 0.015, "noise": 0.02,
 }  # fmt: skip
 
-_BLURRED = _augment(**{key: PBC["augment"][key] for key in ("blur", "blur_power")})
-
 # What pretraining may have besides the middle of the frame, which the study "crop" settled. Off is the study's base.
 _SWITCHES: dict[str, Changes] = {
     "layer decay 0.5": {"source": {"layer_decay": 0.5}},
@@ -173,10 +171,11 @@ STUDIES: dict[str, Study] = {
             "64 px, ImageNet, turned, 24 epochs": _with(_WEIGHTS, _augment(rotate=45.0), {"source": {"epochs": 24.0}}),
             "64 px, ImageNet, mixup 0.2": _with(_WEIGHTS, _augment(mixup=0.2)),
             "64 px, ImageNet, mixup 0.2, blur 0.03": _with(_WEIGHTS, _augment(mixup=0.2, blur=0.03)),
-            "64 px, ImageNet, blur 0.04 rarely": _with(_WEIGHTS, _BLURRED),
-            "128 px, ImageNet, blur 0.04 rarely": _with(_WEIGHTS, {"image_size": 128, "source": GROWN}, _BLURRED),
+            "64 px, ImageNet, blur 0.04 rarely": _with(_WEIGHTS, _augment(**RARELY_BLURRED)),
+            "128 px, ImageNet, blur 0.04 rarely":
+            _with(_WEIGHTS, {"image_size": 128, "source": GROWN}, _augment(**RARELY_BLURRED)),
             "64 px, ImageNet, mixup 0.2, blur 0.04 rarely, 24 epochs":
-            _with(_WEIGHTS, _BLURRED, _augment(mixup=0.2), {"source": {"epochs": 24.0}}),
+            _with(_WEIGHTS, _augment(**RARELY_BLURRED, mixup=0.2), {"source": {"epochs": 24.0}}),
         },
         primary="top1",
     ),

@@ -116,13 +116,13 @@ def _surround(image: Pixels, ground: Floats) -> npt.NDArray[np.bool_]:
     parts, _ = ndimage.label(black)
     corners = np.unique([parts[rows, columns] for rows in _ENDS for columns in _ENDS])
     edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    kept = np.setdiff1d(corners, 0).tolist()
     boxes = ndimage.find_objects(parts)
-    inked = [
-        k
-        for k in np.setdiff1d(edge, np.append(corners, 0)).tolist()
-        if _is_ink(image[boxes[k - 1]][parts[boxes[k - 1]] == k], ground)
-    ]
-    outside = np.isin(parts, np.union1d(np.setdiff1d(corners, 0), inked))
+    for k in np.setdiff1d(edge, [0, *kept]).tolist():
+        box = boxes[k - 1]
+        if _is_ink(image[box][parts[box] == k], ground):
+            kept.append(k)
+    outside = np.isin(parts, kept)
     blurred = max(2, round(2 * max(image.shape[:2]) / WORKING))  # the edge of the field, pixels
     return np.asarray(ndimage.binary_dilation(outside, iterations=blurred)) if outside.any() else outside
 
