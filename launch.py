@@ -16,7 +16,7 @@ from absl import flags  # isort: skip  # rcmnet_jax comes first: it sets XLA's f
 from ml_collections import config_flags
 
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict
+from rcmnet_jax.config import ExperimentConfig, check_setting, config_hash, from_dict
 from rcmnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :PRESET if it has any.")
@@ -31,6 +31,9 @@ def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
         print(__doc__, flags.FLAGS.main_module_help(), sep="\n\n")
         raise SystemExit(0)
+    for word in argv[1:]:
+        if word.startswith(("--config.", "-config.")):
+            check_setting(word.lstrip("-").split("=")[0])
     try:
         strays = flags.FLAGS(argv)[1:]
         values = None if _CONFIG.value is None else _CONFIG.value.to_dict()

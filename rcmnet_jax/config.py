@@ -8,7 +8,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -264,16 +264,36 @@ def from_dict(values: Mapping[str, Any], kind: type[Any] = ExperimentConfig, whe
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
     for key in values:
-        if key not in known:
-            raise UserError(f"{where}.{key}: no such setting{suggestion(str(key), known)}.")
+        _require(str(key), known, where)
     return kind(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
 
 
+def check_setting(name: str) -> None:
+    """Checks that there is a setting of this dotted name, such as "config.source.epochs" or "config.source".
+
+    Raises:
+      UserError: there is none (with the nearest that there is).
+    """
+    kind: Any = ExperimentConfig
+    where, *keys = name.split(".")
+    for key in keys:
+        if not dataclasses.is_dataclass(kind):
+            raise UserError(f"{where}: is a value and no group of settings, it has no '{key}'.")
+        hints = typing.get_type_hints(kind)
+        _require(key, hints, where)
+        kind, where = hints[key], f"{where}.{key}"
+
+
+def _require(key: str, known: Collection[str], where: str) -> None:
+    if key not in known:
+        raise UserError(f"{where}.{key}: no such setting{suggestion(key, known)}")
+
+
 def suggestion(word: str, known: typing.Iterable[str]) -> str:
-    """'; did you mean X?' where a known word is near, else the list."""
+    """The end of a sentence: '; did you mean X?' where a known word is near, else the list with a full stop."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}."
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -91,7 +91,7 @@ def _check(output: Path, name: str, size: int, verify: str | None) -> None:
 
     refuse_occupied(output)
     if name not in MODEL_NAMES:
-        raise UserError(f"--model={name}: no such model{suggestion(name, MODEL_NAMES)}.")
+        raise UserError(f"--model={name}: no such model{suggestion(name, MODEL_NAMES)}")
     if not 32 <= size <= 4096:
         raise UserError(f"--size={size}: must be from 32 to 4096 pixels.")
     if verify is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict, to_dict
+from rcmnet_jax.config import ExperimentConfig, check_setting, config_hash, from_dict, to_dict
 from rcmnet_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,6 +41,23 @@ def test_a_config_survives_the_way_through_json():
 def test_a_wrong_key_or_type_is_named(values, sentence):
     with pytest.raises(UserError, match=sentence):
         from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("config.wrkdir", "config.wrkdir: no such setting; known: audit, batch_size, "),
+        ("config.source.epohcs", "config.source.epohcs: no such setting; did you mean 'epochs'?"),
+        ("config.source.epochs.q", "config.source.epochs: is a value and no group of settings, it has no 'q'."),
+        ("config.", "config.: no such setting"),
+    ],
+)
+def test_a_name_that_no_setting_has_is_refused(name, sentence):
+    check_setting("config.source")
+    check_setting("config.source.augment.blur")
+    with pytest.raises(UserError) as refusal:
+        check_setting(name)
+    assert str(refusal.value).startswith(sentence)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,8 @@ def test_a_workdir_in_use_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--config.sorce.data=x",), "sorce"),
+        (("--config.sorce.data=x",), "config.sorce: no such setting; did you mean 'source'?"),
+        (("--config.wrkdir=x",), "config.wrkdir: no such setting; known: "),
         (("--config.batch_size=many",), "batch_size"),
         (("--config.batch_size=0",), "batch_size"),
         (("stray",), "stray"),

@@ -139,7 +139,8 @@ class _Reader:
         return table
 
     def fail(self, row: int, name: str, wrong: str, way_out: str) -> None:
-        raise UserError(f"{self.path}, line {self.rows[row][0]}, field '{name}': {wrong}. {way_out}.")
+        stop = "" if wrong.endswith((".", "?")) else "."
+        raise UserError(f"{self.path}, line {self.rows[row][0]}, field '{name}': {wrong}{stop} {way_out}.")
 
     def fields(self, name: str) -> list[str]:
         at = self.header.index(name)

@@ -37,7 +37,7 @@ def build(config: ModelConfig, classes: int, size: tuple[int, int], imported: bo
       UserError: no such model.
     """
     if config.name not in MODELS:
-        raise UserError(f"config.model.name={config.name!r}: no such model{suggestion(config.name, MODELS)}.")
+        raise UserError(f"config.model.name={config.name!r}: no such model{suggestion(config.name, MODELS)}")
     entry = MODELS[config.name]
     if entry.body == "vit":
         return ViT(config, classes, size)

@@ -76,7 +76,7 @@ def _answers(path: Path, node: Any) -> dict[str, str]:
     for key, value in node.value:
         where, name = f"{path}, line {key.start_mark.line + 1}", str(key.value)
         if name not in known:
-            raise UserError(f"{where}: '{name}' is no item of the card{suggestion(name, known)}.")
+            raise UserError(f"{where}: '{name}' is no item of the card{suggestion(name, known)}")
         if name in found:
             raise UserError(f"{where}: '{name}' is answered twice. Keep one.")
         if not isinstance(value, yaml.ScalarNode):

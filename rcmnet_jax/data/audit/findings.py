@@ -98,7 +98,7 @@ def blocking(audit: Audit, allow: Collection[str] = ()) -> list[Finding]:
     for name in allow:
         if name not in ERRORS:
             raise UserError(
-                f"config.audit.allow: no finding that may stand is called '{name}'{suggestion(name, ERRORS)}."
+                f"config.audit.allow: no finding that may stand is called '{name}'{suggestion(name, ERRORS)}"
             )
     return [f for f in audit.findings if f.level == "error" and f.name not in allow]
 

@@ -89,8 +89,8 @@ def plan(name: str) -> Plan:
     if short not in _PLANS:
         known = ", ".join(f"synthetic:{n}" for n in _PLANS)
         hint = suggestion(short, _PLANS) if short else ""
-        hint = hint if hint.startswith("; did") else ""
-        raise UserError(f"synthetic:{short}: no such embedded set{hint}. Use one of {known}.")
+        hint = hint if hint.startswith("; did") else "."
+        raise UserError(f"synthetic:{short}: no such embedded set{hint} Use one of {known}.")
     return _PLANS[short]()
 
 
