@@ -43,13 +43,16 @@ EQUAL = 40
 def main() -> None:
     """Prints the table line by line, and writes it as JSON."""
     args = arguments()
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
     runtime.enable_compilation_cache()
     bundle = with_appearance(bundles.load(args.bundle), args.data, args.splits)
     mix = WHITE if args.mix == "white" else dict.fromkeys(bundle.classes, EQUAL)
     if args.known:
         bundle = bundle.among(list(mix))
     images, labels = chosen(args.data, args.splits, bundle.classes, mix, "val")
-    print("| shift | strength | " + " | ".join(args.arms) + " |\n|---|---|" + "---|" * len(args.arms), flush=True)
+    head = ["shift", "strength", *args.arms, *(["flagged"] if args.flagged else [])]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
     rows = []
     for name, level, change in sets(args):
         rng = np.random.default_rng(0)
@@ -57,6 +60,9 @@ def main() -> None:
         row = {arm: balanced(bundle, moved, labels, ARMS[arm]) for arm in args.arms}
         rows.append({"shift": name, "strength": level, "arms": row})
         cells = [f"{100 * found['value']:.1f} ± {196 * found['error']:.1f}" for found in row.values()]
+        if args.flagged:
+            rows[-1]["flagged"] = flagged(bundle, moved)
+            cells.append(f"{rows[-1]['flagged']:.1%}")
         print(f"| {name} | {level} | " + " | ".join(cells) + " |", flush=True)
     middle = [np.mean([row["arms"][arm]["value"] for row in rows[1:]]) for arm in args.arms]
     print("| mean of the shifts | | " + " | ".join(f"{100 * value:.1f}" for value in middle) + " |")
@@ -76,6 +82,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--known", action="store_true", help="which classes a set holds is known: predict --classes")
     parser.add_argument("--arms", nargs="+", default=["none", "norm", "scale, colour", "all"], choices=ARMS)
+    parser.add_argument("--flagged", action="store_true", help="what share the bundle calls strange, before adapting")
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS)
     parser.add_argument("--only", default="", help="part of the names of the shifts to show")
     parser.add_argument("--laboratories", type=int, default=0, help="random ones, in place of the named shifts")
@@ -135,6 +142,12 @@ def balanced(bundle: Bundle, images: Sequence[Pixels], labels: np.ndarray, parts
     error = math.sqrt(float((recalls * (1 - recalls) / sizes).sum())) / len(names)
     per_class = {bundle.classes[k]: recall for k, recall in zip(names.tolist(), recalls.tolist(), strict=True)}
     return {"value": float(recalls.mean()), "error": error, "recalls": per_class, "found": dict(made.facts)}
+
+
+def flagged(bundle: Bundle, images: Sequence[Pixels]) -> float:
+    """The share of images, as they come, whose column `ood` would be 1."""
+    seen = np.stack([standardise(image, bundle.rule) for image in images])
+    return float((bundle.answers(seen, Placement.everywhere()).ood == 1).mean())
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@
     python -m benchmarks.study shifts screen 'shifts/{run}.json'
 
 Each run is a process of its own, `launch.py` with a workdir below --work, and leaves one line in
-docs/studies/STUDY.jsonl: what was set, on which machine, when, how long, and its metrics. A line stands for good: a
-run is done again only if its settings change. `tables` writes into docs/results.md, between the marks of each study,
-means and deviations over the seeds, the first seed's interval over images or groups, differences from the study's first
-run paired by seed with a 95% t interval, and how far the run's first arm is ahead of its others (the first seed's, with
-the interval of its comparison.json). Of a crossed study it writes what each switch adds; `shifts` prints that for the
-tables that benchmarks/shift.py made of the runs' bundles.
+docs/studies/STUDY.jsonl: what was set, the fingerprints of its data and first weights, on which machine, when, how long
+(null where it went on from an earlier part), and its metrics. A line stands for good: a run is done again only if its
+settings change. `tables` writes into docs/results.md, between the marks of each study, means and deviations
+over the seeds, the first seed's interval over images or groups, differences from the study's first run paired by seed
+with a 95% t interval, and how far the run's first arm is ahead of its others (the first seed's, with the interval of
+its comparison.json). Of a crossed study it writes what each switch adds; `shifts` prints that for the tables that
+benchmarks/shift.py made of the runs' bundles.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from configs.ablation import STUDIES, Changes, Study, crossed, settings
+from configs.ablation import STUDIES, Changes, Study, crossed, get_config, settings
+from rcmnet_jax.config import ExperimentConfig, change, config_hash, from_dict
 from rcmnet_jax.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
@@ -71,17 +73,22 @@ def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path
     own = settings(study, name).get("seed", 0) + seed
     asked = [f"--config={ROOT}/configs/ablation.py:{study}/{name}", f"--workdir={workdir}", f"--config.seed={own}"]
     command = [sys.executable, str(ROOT / "launch.py"), *asked, *(f"--config.{k}={v}" for k, v in filled.items())]
-    start = time.perf_counter()
+    begun_before, start = workdir.exists(), time.perf_counter()
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{study}/{name}, seed {seed} ended with {ended.returncode}:\n{ended.stdout[-2000:]}")
+    took = round(time.perf_counter() - start)
     around = json.loads((workdir / "environment.json").read_text())
+    inputs = json.loads((workdir / "data" / "sets.json").read_text())
+    config: ExperimentConfig = from_dict(get_config(f"{study}/{name}").to_dict())
     line = {
         "study": study,
         "run": name,
         "seed": seed,
         "settings": settings(study, name),
-        "seconds": round(time.perf_counter() - start),
+        "config_hash": config_hash(change(config, seed=own)),  # with places by name
+        "inputs": {which: facts["fingerprint"] for which, facts in inputs.items()},
+        "seconds": None if begun_before else took,  # of an earlier part nobody knows
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": {key: around.get(key) for key in MACHINE},
         "results": _results(workdir),
@@ -91,7 +98,7 @@ def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path
     with (RECORDS / f"{study}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     shown = {arm: values.get(STUDIES[study].primary) for arm, values in line["results"].items()}
-    print(f"{study}/{name}, seed {seed}: {shown}, {line['seconds']} s", flush=True)
+    print(f"{study}/{name}, seed {seed}: {shown}, {took} s", flush=True)
 
 
 def _folder(run: str) -> str:
@@ -172,12 +179,12 @@ def table(study: str) -> str:
         cells = [_spread([one[key] for one in seeds.values()], key != "nll") for key in shown]
         base = values.get((first, arm), {})
         both = [seeds[s][found.primary] - base[s][found.primary] for s in sorted(seeds.keys() & base.keys())]
-        minutes = np.mean([line["seconds"] for line in lines if line["run"] == run]) / 60
+        minutes = _minutes(line for line in lines if line["run"] == run)
         label = run if arm == "pretrain" else f"{run}, {arm}"
         interval = _points("{:.1f}-{:.1f}", leading[run]["results"].get(arm, {}).get("intervals"), found.primary)
         ahead = _points("{:+.1f} ({:+.1f} to {:+.1f})", leading[run].get("differences", {}).get(arm), found.primary)
         body.append([label, *cells, interval, "" if run == first else _difference(both), ahead,
-                     str(len(seeds)), f"{minutes:.0f}"])  # fmt: skip
+                     str(len(seeds)), minutes])  # fmt: skip
     filled = [i for i in range(len(head)) if any(row[i] for row in body)]
     rows = _rows([row[i] for i in filled] for row in (head, *body))
     return "\n".join([found.question, "", *rows, "", _measured(lines)])
@@ -201,10 +208,15 @@ def _switches(study: Study, lines: Sequence[dict[str, Any]]) -> str:
     if rows is None:
         few = f"So far {len(lines)} of {len(study.runs)} runs, too few to tell the switches apart."
         return f"{study.question}\n\n{few}"
-    minutes = np.mean([line["seconds"] for line in lines]) / 60
     return "\n".join(
-        [study.question, "", *rows, "", f"{len(lines)} runs, {minutes:.0f} minutes each. {_measured(lines)}"]
+        [study.question, "", *rows, "", f"{len(lines)} runs, {_minutes(lines)} minutes each. {_measured(lines)}"]
     )
+
+
+def _minutes(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The mean of the runs that were done in one go, '-' without any."""
+    seconds = [line["seconds"] for line in lines if line["seconds"] is not None]
+    return f"{np.mean(seconds) / 60:.0f}" if seconds else "-"
 
 
 def _effects_table(

@@ -76,10 +76,12 @@ class Bundle:
         looks = novelty.appearance(images) if "ood" in self.calibration else None  # while the devices compute
         found = wait()
         seen = None if looks is None else novelty.spaces(looks, found.embedding)
-        logits = found.logits
-        if self.possible:
-            logits = np.where(np.isin(self.classes, self.possible), logits, -np.inf)
+        logits = self.allowed(found.logits)
         return calibration.apply(self.calibration, logits, self.classes, seen), found.embedding
+
+    def allowed(self, logits: np.ndarray) -> np.ndarray:
+        """The logits (N, K), at -inf for classes of which it is known that no image is one."""
+        return np.where(np.isin(self.classes, self.possible), logits, -np.inf) if self.possible else logits
 
     def among(self, names: Sequence[str]) -> Bundle:
         """The bundle for images of which it is known that they are of these classes alone.

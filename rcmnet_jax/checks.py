@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, TargetConfig, suggestion, to_dict
+from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig, suggestion, to_dict
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.recipes import RECIPES
 
@@ -113,7 +113,7 @@ def _check_stages(config: ExperimentConfig) -> None:
                 f"config.{name}.frame={stage.frame}: images are laid in a frame only with image.square=pad, not "
                 f"{config.image.square}. Set it so, or the frame to 0."
             )
-    _check_target(config.target)
+    _check_target(config)
     if not config.has_source and not config.has_target:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
     if not config.has_source and not config.source.init_from:
@@ -122,6 +122,11 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise UserError(
             f"config.source.soft_folds={config.source.soft_folds}: makes the tables that config.source.soft_labels "
             "gives. Leave one of them out."
+        )
+    if config.source.pull and not config.source.init_from:
+        raise UserError(
+            f"config.source.pull={config.source.pull:g}: pulls towards the weights of source.init_from, and there are "
+            "none. Give them, or set it to 0."
         )
     if config.source.start_size >= config.source_size:
         raise UserError(
@@ -132,21 +137,41 @@ def _check_stages(config: ExperimentConfig) -> None:
         published.file_of(config.model)
 
 
-def _check_target(target: TargetConfig) -> None:
-    if target.sampling == "balanced" and target.optimizer.class_weights == "balanced":
-        raise UserError(
-            "config.target.sampling=balanced: with target.optimizer.class_weights=balanced rare classes count twice. "
-            "Take one of them."
-        )
+def _check_target(config: ExperimentConfig) -> None:
+    target = config.target
+    _check_fine_tuning(target, config.model, "")
     for name in target.recipes:
         if name not in RECIPES:
             raise UserError(f"config.target.recipes: '{name}' is no recipe{suggestion(name, RECIPES)}")
+        _check_fine_tuning(RECIPES[name].apply(target), config.model, name)
     if len(set(target.recipes)) != len(target.recipes):
         raise UserError(f"config.target.recipes={','.join(target.recipes)}: names a recipe twice. Name each once.")
     if target.recipes and target.select != "last":
         raise UserError(
             f"config.target.select={target.select!r}: target.recipes uses the inner split, and no epoch can be chosen "
             "on it as well. Set select to last, or give no recipes."
+        )
+    if target.budget_minutes and len(target.recipes) < 2:
+        raise UserError(
+            f"config.target.budget_minutes={target.budget_minutes:g}: is the time for trying target.recipes, of which "
+            "there are not two. Name several, or set it to 0."
+        )
+
+
+def _check_fine_tuning(target: TargetConfig, model: ModelConfig, recipe: str) -> None:
+    """Refuses settings that contradict one another, as given or as the recipe of this name makes them."""
+    field = "config.target.{}" if not recipe else f"config.target.recipes: '{recipe}' sets {{}}"
+    if target.sampling == "balanced" and target.optimizer.class_weights == "balanced":
+        raise UserError(
+            f"{field.format('sampling')}=balanced: with target.optimizer.class_weights=balanced rare classes count "
+            "twice. Take one of them."
+        )
+    if target.batch_norm != "adapt" and (model.norm == "group" or model.name.startswith("vit")):
+        raise UserError(f"{field.format('batch_norm')}={target.batch_norm}: this model has no BatchNorm. Leave it out.")
+    if target.freeze_epochs and target.freeze_epochs >= target.epochs > 0:
+        raise UserError(
+            f"{field.format('freeze_epochs')}={target.freeze_epochs:g}: with {target.epochs:g} epochs in all nothing "
+            "but the head would be trained. Make it smaller, or take the arm probe."
         )
 
 

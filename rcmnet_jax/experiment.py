@@ -9,7 +9,7 @@ from pathlib import Path
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import canary, conclusion, distillation, first_step, intake, jobs, leaves, runtime, stages
 from rcmnet_jax.bundle import Bundle
-from rcmnet_jax.checkpoint import published
+from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.evaluation import calibration
@@ -48,7 +48,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         records = Records(workdir, active=is_main_process())
         try:
             here = Run(config, workdir, placement, Surroundings(records, console, stop))
-            _fetch_weights(config, console)
+            _find_weights(config, console)
             data = intake.gather(config, workdir, console, stop, functools.partial(first_step.begin, here))
             source = pretrain(here, data) if data.source is not None else None
             if data.target is not None:
@@ -60,12 +60,15 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
             records.close()
 
 
-def _fetch_weights(config: ExperimentConfig, console: Console) -> None:
-    """Has published weights at hand before anything long begins; one process downloads for all."""
-    if config.source.init_from == published.WORD:
+def _find_weights(config: ExperimentConfig, console: Console) -> None:
+    """Has the weights to start from at hand before anything long begins; one process downloads for all."""
+    path = config.source.init_from
+    if path == published.WORD:
         if is_main_process():
             published.fetch(config.model, console)
         barrier("weights")
+    elif path:
+        initial.place_of(path)
 
 
 def pretrain(here: Run, data: Data) -> Bundle:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data import audit as auditing
@@ -27,6 +28,7 @@ from rcmnet_jax.training.stop import StopRequest
 from rcmnet_jax.workdir import read_json
 
 Rows = np.ndarray
+Facts = dict[str, dict[str, Any]]  # of a set or of weights: spec, fingerprint, and of a set how many images
 _SPREAD = 1.5  # of the sides' 90% over their 10% point, above which a set looks like crops around cells
 
 
@@ -85,11 +87,11 @@ def gather(
         console.say(f"target: {said}")
         notes.append(said)
         notes += splits.contradictions(target.examples, target.classes)
-    if is_main_process():
-        _refuse_changes(workdir, source, target)
+    facts = _facts(config, source, target) if is_main_process() else {}
+    _refuse_changes(workdir, facts)
     found = _audit(config, workdir, source, holdout, target, folds, console)
     if is_main_process():
-        _write(workdir, source, holdout, target, folds)
+        _write(workdir, source, holdout, target, folds, facts)
     barrier("intake")
     return Data(source, holdout, target, tuple(folds), tuple(notes), found)
 
@@ -200,23 +202,28 @@ def _audit(
     return found
 
 
-def _facts(source: PreparedSet | None, target: PreparedSet | None) -> dict[str, dict[str, Any]]:
-    """What data/sets.json says of the run's sets."""
-    return {
+def _facts(config: ExperimentConfig, source: PreparedSet | None, target: PreparedSet | None) -> Facts:
+    """What data/sets.json says of the run's sets, and of the weights that it starts from."""
+    facts: Facts = {
         which: {"spec": data.spec, "fingerprint": data.fingerprint, "images": len(data.examples.label)}
         for which, data in (("source", source), ("target", target))
         if data is not None
     }
+    weights = config.source.init_from
+    if weights not in ("", published.WORD):
+        facts["weights"] = {"spec": weights, "fingerprint": initial.fingerprint(weights)}
+    return facts
 
 
-def _refuse_changes(workdir: Path, source: PreparedSet | None, target: PreparedSet | None) -> None:
-    """Raises a UserError, before anything is written, where the run began with other data."""
+def _refuse_changes(workdir: Path, found: Facts) -> None:
+    """Raises a UserError, before anything is written, where the run began with other data or weights."""
     file = workdir / "data" / "sets.json"
     old = read_json(file) if file.exists() else {}
-    for which, facts in _facts(source, target).items():
+    for which, facts in found.items():
         if old.get(which, facts)["fingerprint"] != facts["fingerprint"]:
+            field = "source.init_from" if which == "weights" else f"{which}.data"
             raise UserError(
-                f"config.{which}.data={facts['spec']}: its content has changed since {workdir} began. "
+                f"config.{field}={facts['spec']}: its content has changed since {workdir} began. "
                 "Restore it, or give another --workdir."
             )
 
@@ -227,6 +234,7 @@ def _write(
     holdout: dict[str, Rows],
     target: PreparedSet | None,
     folds: list[tuple[Fold, ...]],
+    facts: Facts,
 ) -> None:
     folder = workdir / "data"
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,4 +243,4 @@ def _write(
         source=(source.examples, source.classes, holdout) if source else None,
         target=(target.examples, target.classes, dict(enumerate(folds))) if target else None,
     )
-    write_json(folder / "sets.json", _facts(source, target))
+    write_json(folder / "sets.json", facts)

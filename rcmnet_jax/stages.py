@@ -146,7 +146,7 @@ def recipe_of(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
         warmup_epochs=plain.warmup_epochs,
         class_weights=plain.class_weights,
     )
-    frozen = isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
+    frozen = transferred and isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
     return Recipe(optimizer, stage.augment, frozen, stage.layer_decay if transferred else 1.0)
 
 

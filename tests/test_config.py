@@ -99,6 +99,13 @@ def test_a_name_that_no_setting_has_is_refused(name, sentence):
         {"target": {"optimizer": {"clip_norm": float("nan")}}},
         {"target": {"freeze_epochs": -1.0}},
         {"target": {"arms": "transfer,transfer"}},
+        {"target": {"recipes": "default,balanced", "optimizer": {"class_weights": "balanced"}}},
+        {"target": {"recipes": "default,frozen"}, "model": {"norm": "group"}},
+        {"target": {"batch_norm": "reestimate"}, "model": {"name": "vit_s16"}},
+        {"target": {"budget_minutes": 10.0}},
+        {"target": {"budget_minutes": 10.0, "recipes": "long"}},
+        {"target": {"freeze_epochs": 8.0}},
+        {"source": {"pull": 0.01}},
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_its_field(values):

@@ -64,6 +64,24 @@ def test_data_that_changed_since_the_run_began_are_refused_before_anything_is_wr
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+def test_weights_that_changed_since_the_run_began_are_refused_before_anything_is_written(leaking, tmp_path):
+    weights = tmp_path / "start.safetensors"
+    start = change(config(leaking, LEAK), source={"init_from": str(weights)})
+
+    def begun():
+        gather(start, tmp_path / "run", Console(), StopRequest())
+        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    weights.write_bytes(b"one")
+    before = begun()
+    assert begun() == before
+    weights.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"config\.source\.init_from=.*its content has changed since .*run began"):
+        begun()
+    weights.write_bytes(b"one")
+    assert begun() == before
+
+
 @pytest.mark.slow
 def test_the_command_ends_with_status_2_on_a_leak(leaking, tmp_path):
     words = ("--config.target.data=", f"--config.source.data={leaking}")

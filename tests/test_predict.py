@@ -8,10 +8,11 @@ import pytest
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.config import ModelConfig
+from rcmnet_jax.console import Console
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.apply import answered, predict, table_of
-from rcmnet_jax.evaluation.calibration import abstain
+from rcmnet_jax.evaluation.apply import _say_strange, answered, predict, table_of
+from rcmnet_jax.evaluation.calibration import Calibrated, abstain
 from rcmnet_jax.evaluation.predict import BATCH, _batch, begin, forward, reestimate
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
@@ -99,6 +100,13 @@ def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(
     assert names[0] not in some.prediction.tolist()
     rest = whole.probabilities[:, 1:] / whole.probabilities[:, 1:].sum(1, keepdims=True)
     np.testing.assert_allclose(some.probabilities, np.pad(rest, ((0, 0), (1, 0))), atol=1e-6)
+
+
+@pytest.mark.parametrize(("flags", "said"), [([1] * 9 + [0] * 91, True), ([1] * 3 + [0] * 97, False), ([1, 0], False)])
+def test_a_set_with_many_strange_images_is_said(flags, said, capsys):
+    ood = np.array(flags)
+    _say_strange(Calibrated(np.ones((len(ood), 1)), np.zeros_like(ood), ood), Console())
+    assert capsys.readouterr().out.startswith(f"{sum(flags)} of {len(flags)} images are unlike") == said
 
 
 def test_a_set_in_parts_is_answered_as_it_is_at_once(tmp_path):

@@ -17,6 +17,9 @@ def test_a_recipe_gives_settings_that_can_work_and_the_docs_know_it(name):
     made = RECIPES[name].apply(ExperimentConfig().target)
     assert (made == ExperimentConfig().target) == (name == "default")
     check(change(ExperimentConfig(), target={**_flat(made), "epochs": made.epochs or 1.0}))
+    factors = RECIPES[name].epochs, RECIPES[name].learning_rate
+    changed = len(RECIPES[name].settings) + sum(factor != 1 for factor in factors)
+    assert changed == {"default": 0, "probe": 2}.get(name, 1)  # one thing: else a choice tells nothing of it
     assert f"| `{name}` |" in (ROOT / "docs" / "transfer.md").read_text("utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -165,4 +166,13 @@ def test_what_is_missing_is_done_and_what_is_there_is_not_done_again(tmp_path, c
     made = json.loads((tmp_path / "work/smoke/mixup_0.2-0/pretrain/metrics.json").read_text())
     assert line["results"]["pretrain"]["nll"] == made["nll"]["value"]
     assert line["results"]["pretrain"]["intervals"]["top1"] == [made["top1"]["low"], made["top1"]["high"]]
+    sets = json.loads((tmp_path / "work/smoke/mixup_0.2-0/data/sets.json").read_text())
+    assert line["inputs"] == {"source": sets["source"]["fingerprint"]}
+    assert re.fullmatch("[0-9a-f]{8}", line["config_hash"])
+    assert line["seconds"] > 0
     assert capfd.readouterr().out.count("smoke/mixup 0.2, seed 0") == 1
+
+
+def test_minutes_are_of_runs_that_were_done_in_one_go():
+    assert study._minutes([{"seconds": 120}, {"seconds": None}, {"seconds": 240}]) == "3"
+    assert study._minutes([{"seconds": None}]) == "-"

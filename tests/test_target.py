@@ -139,7 +139,7 @@ def test_candidates_train_on_neither_the_inner_split_nor_the_reported_fold(begin
     fold, seen = data.folds[0][0], []
     monkeypatch.setattr(stages, "fit", lambda job: seen.append(job) or Trained(*job.start, 0))
     Search(here, pixels, None, ("default", "long")).choose(fold, "transfer", "seed_0/fold_0")
-    assert [job.steps for job in seen] == [2, 6]
+    assert [job.steps for job in seen] == [2, 3]
     for job in seen:
         np.testing.assert_array_equal(np.sort(np.concatenate([job.rows, fold.inner, fold.test])), np.arange(64))
 
@@ -214,6 +214,13 @@ def test_a_run_that_is_killed_while_it_chooses_ends_as_one_that_is_not(tmp_path)
     assert json.loads((workdir / "bundle/bundle.json").read_text())["provenance"]["recipe"] in ("probe", "long")
     assert not list(workdir.glob("candidates/**/checkpoints"))
     assert [pair["second"] for pair in json.loads((workdir / "comparison.json").read_text())["pairs"]] == ["direct"]
+
+
+def test_statistics_are_frozen_where_they_were_transferred_and_not_from_scratch(begin):
+    """Random weights under the initial statistics would be a network without normalisation."""
+    here, pixels, data = begin(batch_norm="frozen")
+    assert stages.recipe(job_of(here, pixels, data)).frozen_statistics
+    assert not stages.recipe(job_of(here, pixels, data, arm="scratch")).frozen_statistics
 
 
 def test_only_transferred_weights_move_more_slowly_the_deeper_they_lie(begin):

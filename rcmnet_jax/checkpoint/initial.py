@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rcmnet_jax.checkpoint import foreign, published
 from rcmnet_jax.checkpoint.transfer import Report, transfer
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.files import SUMS, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     from rcmnet_jax.models import Network
@@ -28,6 +29,37 @@ def is_imported(path: str) -> bool:
     return bundle.load(Path(path)).network.imported
 
 
+def place_of(path: str) -> Path:
+    """Where weights named by a path are: a bundle's folder, or a file of weights.
+
+    Raises:
+      UserError: nothing of the kind is there.
+    """
+    place = Path(path)
+    if not (place.is_dir() or (place.suffix in foreign.SUFFIXES and place.is_file())):
+        raise UserError(
+            f"config.source.init_from={path}: neither a bundle folder nor a file of weights "
+            f"({', '.join(foreign.SUFFIXES)}), nor '{published.WORD}'. Check the path."
+        )
+    return place
+
+
+def fingerprint(path: str) -> str:
+    """SHA-256 of the weights named by a path; a bundle's card and calibration have no part in it.
+
+    Raises:
+      UserError: nothing there, or a folder that is no bundle.
+    """
+    place = place_of(path)
+    if not place.is_dir():
+        return sha256_file(place)
+    sums = place / SUMS
+    if not sums.is_file():
+        raise UserError(f"config.source.init_from={path}: is no bundle, it has no {SUMS}. Check the path.")
+    lines = [line for line in sums.read_bytes().splitlines() if line.endswith((b"  model.safetensors", b"  bundle.json"))]
+    return sha256_bytes(b"\n".join(lines))
+
+
 def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, Tree, Report]:
     """Puts the weights at `path` into a freshly initialised network; what they lack stays as initialised.
 
@@ -43,7 +75,7 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
     Raises:
       UserError: nothing there, an unreadable file, or shapes that do not fit.
     """
-    place = published.fetch(network.config) if path == published.WORD else Path(path)
+    place = published.fetch(network.config) if path == published.WORD else place_of(path)
     if place.is_dir():
         from rcmnet_jax import bundle
 
@@ -53,11 +85,6 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
             theirs, ours = getattr(found.network.config, name), getattr(network.config, name)
             if theirs != ours:
                 raise UserError(f"{place}: its model.{name} is {theirs!r}, here it is {ours!r}. Set both alike.")
-    elif place.suffix in foreign.SUFFIXES and place.is_file():
-        params, stats = foreign.as_trees(place, foreign.read_state(place))
     else:
-        raise UserError(
-            f"config.source.init_from={path}: neither a bundle folder nor a file of weights "
-            f"({', '.join(foreign.SUFFIXES)}), nor '{published.WORD}'. Check the path."
-        )
+        params, stats = foreign.as_trees(place, foreign.read_state(place))
     return transfer(params, stats, *start, head=network.head, position=network.is_position_table, allow_missing=True)

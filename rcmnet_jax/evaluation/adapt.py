@@ -179,7 +179,8 @@ def _renormed(bundle: Bundle, images: Pixels, placement: Placement) -> tuple[Bun
     class looks here, not how many of each class there are.
     """
     drawn = images[np.random.default_rng(0).permutation(len(images))]
-    alike = dataclasses.replace(bundle, views="one").logits(drawn, placement).argmax(-1).argsort(kind="stable")
+    called = bundle.allowed(dataclasses.replace(bundle, views="one").logits(drawn, placement)).argmax(-1)
+    alike = called.argsort(kind="stable")
     fresh = jax.device_get(reestimate(bundle.network, bundle.params, bundle.batch_stats, drawn[alike], placement))
     share = MOST * len(images) / (len(images) + PRIOR)
     mixed = jax.tree.map(

@@ -26,6 +26,9 @@ from rcmnet_jax.evaluation.tables import Table, make_table, write_table
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.training.sharding import Placement
 
+_STRANGE = 0.05  # share of flagged images above which it is said; 0.01 of images like the training ones are flagged
+_MANY = 3  # of a few images one flag says nothing
+
 
 def predict(
     folder: Path,
@@ -65,6 +68,7 @@ def predict(
         bundle, data, answers = _adapted(bundle, data, placement, adapt, beside, console)
     else:
         answers, _ = answered(bundle, data, placement)
+        _say_strange(answers, console)
     table = table_of(bundle, data, answers)
     write_table(table, output)
     console.say(f"{len(table)} predictions: {output}")
@@ -112,6 +116,16 @@ def _adapted(
         console.say(f"  {sentence}")
     write_atomic(beside, json.dumps(facts, indent=2) + "\n")
     return made.bundle, shown, answers
+
+
+def _say_strange(answers: Calibrated, console: Console) -> None:
+    """A hint where many more images are flagged than the one in a hundred that is by chance."""
+    strange, count = int((answers.ood == 1).sum()), len(answers.ood)
+    if strange >= _MANY and strange > _STRANGE * count:
+        console.say(
+            f"{strange} of {count} images are unlike the training images (column ood), where one in a hundred would "
+            "be. If they come from another laboratory, --adapt may help."
+        )
 
 
 def answered(
