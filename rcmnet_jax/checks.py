@@ -168,6 +168,11 @@ def _check_fine_tuning(target: TargetConfig, model: ModelConfig, recipe: str) ->
         )
     if target.batch_norm != "adapt" and (model.norm == "group" or model.name.startswith("vit")):
         raise UserError(f"{field.format('batch_norm')}={target.batch_norm}: this model has no BatchNorm. Leave it out.")
+    if target.freeze_epochs and target.optimizer.name == "adamw":
+        raise UserError(
+            f"{field.format('freeze_epochs')}={target.freeze_epochs:g}: with optimizer.name=adamw the body would leap "
+            "when it is let go, its moments being those of nothing. Take target.head=probe instead, or sgd."
+        )
     if target.freeze_epochs and target.freeze_epochs >= target.epochs > 0:
         raise UserError(
             f"{field.format('freeze_epochs')}={target.freeze_epochs:g}: with {target.epochs:g} epochs in all nothing "

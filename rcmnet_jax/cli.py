@@ -10,6 +10,8 @@ from collections.abc import Callable
 from rcmnet_jax.errors import Interrupted, RunError, UserError
 from rcmnet_jax.files import is_disk_full
 
+_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 def guarded(main: Callable[[], None]) -> int:
     """Runs `main` and returns the process's exit status; only a defect of ours escapes as an exception.
@@ -41,6 +43,8 @@ def _machine_fault(error: OSError | RuntimeError) -> int:
         return _report(Interrupted(f"The disk is full{where}. Make room and run the same command again to go on."))
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return _report(UserError(f"{name}: {error.strerror}. Check who may read and write there."))
+    if isinstance(error, OSError) and name and error.errno in _NO_PLACE:
+        return _report(UserError(f"{name}: {error.strerror}. Nothing can be written there: name another place."))
     if "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0]
         text = f"The device's memory does not hold this run ({first}). Lower batch_size or image_size."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,11 +36,19 @@ class Bar:
             self._console.say(f"{self._name}: {done}/{self._total}, {rate:.0f} images/s, {left:.0f} s left  {detail}")
 
 
+class _Rich(RichConsole):
+    """Rich's console, but that a reader who leaves does not end the program: what is being made is in files."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """Writes to standard output."""
 
     def __init__(self, *, active: bool = True, images_per_step: float = 1.0, every_seconds: float = 15.0):
-        self._rich = RichConsole(soft_wrap=True, highlight=False, quiet=not active)
+        self._rich = _Rich(soft_wrap=True, highlight=False, quiet=not active)
         self.active, self.images_per_step, self.every_seconds = active, images_per_step, every_seconds
 
     def say(self, text: str) -> None:

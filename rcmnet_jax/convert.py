@@ -12,7 +12,7 @@ import numpy as np
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle, flatten
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.checkpoint.foreign import State, as_trees, read_state
+from rcmnet_jax.checkpoint.foreign import State, as_trees, is_imported, read_state
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.checkpoint.transfer import transfer
 from rcmnet_jax.config import MODEL_NAMES, ModelConfig, suggestion
@@ -59,7 +59,7 @@ def convert(
     state = read_state(weights)
     names, keeps_head = _classes(weights, state, classes)
     config = ModelConfig(name=name, width=_width(state, name))
-    network = Network(config, classes=len(names), image_size=size, imported=True)
+    network = Network(config, classes=len(names), image_size=size, imported=is_imported(weights, state))
     found = as_trees(weights, state)
     if not allow_missing:
         _refuse_missing(weights, network, *found, keeps_head)

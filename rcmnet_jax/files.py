@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +157,15 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """CSV with LF line ends; a row that has a carriage return in a cell is quoted, as readers take it for an end."""
+    text = io.StringIO(newline="")
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        (quoted if any("\r" in cell for cell in row if isinstance(cell, str)) else plain).writerow(row)
+    return text.getvalue()
+
+
 def sha256_bytes(data: bytes) -> str:
     """64 hex digits."""
     return hashlib.sha256(data).hexdigest()
@@ -178,7 +189,8 @@ def write_sums(folder: Path, *, durable: bool = True) -> None:
 def verify_sums(folder: Path, *, extra: bool = True) -> list[str]:
     """What is wrong with `folder` by its SHA256SUMS, one phrase a file; empty when it is sound.
 
-    Missing and changed files are named and, with `extra`, unlisted ones too: none can pass as part of the folder.
+    Missing and changed files are named and, with `extra`, unlisted ones too: none can pass as part of the folder. What
+    file managers leave about (.DS_Store, Thumbs.db) is passed over.
     """
     try:
         text = (folder / SUMS).read_bytes().decode("utf-8")
@@ -196,7 +208,7 @@ def verify_sums(folder: Path, *, extra: bool = True) -> list[str]:
         return [f"{SUMS} is damaged"]
     found = _files(folder) - {SUMS}
     problems = [f"{name} is missing" for name in sorted(listed.keys() - found)]
-    problems += [f"{name} is not in {SUMS}" for name in sorted(found - listed.keys()) if extra]
+    problems += [f"{name} is not in {SUMS}" for name in sorted(found - listed.keys()) if extra and not _is_litter(name)]
     for name in sorted(found & listed.keys()):
         try:
             if sha256_file(folder / name) != listed[name]:
@@ -208,6 +220,11 @@ def verify_sums(folder: Path, *, extra: bool = True) -> list[str]:
 
 def _files(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+
+
+def _is_litter(name: str) -> bool:
+    last = name.rsplit("/", 1)[-1]
+    return last.startswith("._") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def _stays_inside(name: str) -> bool:

@@ -99,7 +99,7 @@ def gather(
 def _folds(config: ExperimentConfig, target: PreparedSet) -> tuple[list[tuple[Fold, ...]], str]:
     """The folds of each seed, and what is to be said of those of the first."""
     asked, twins = config.target, auditing.twins(target, config.audit)
-    every, told = [], ""
+    every, told, unchosen = [], "", 0
     for seed in range(asked.seeds):
         drawn, said = splits.cross_validation(
             target.examples,
@@ -111,16 +111,32 @@ def _folds(config: ExperimentConfig, target: PreparedSet) -> tuple[list[tuple[Fo
         )
         if asked.limit:
             drawn = [_limited(target, fold, asked.limit, config.seed + seed) for fold in drawn]
+            unchosen += sum(not len(fold.inner) for fold in drawn)
             said += f" Each fold trains on at most {asked.limit} images of a class (target.limit)."
         every.append(tuple(drawn))
         told = told or said
+    if unchosen and (len(asked.recipes) > 1 or asked.select == "inner"):
+        told += (
+            f" In {unchosen} of {sum(map(len, every))} folds target.limit={asked.limit} leaves nothing to choose by: "
+            "they take the first recipe, or the last epoch."
+        )
     return every, told
 
 
 def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
-    """The fold with `limit` images a class to train on, of which those in its inner split stay there."""
-    train = limited(data.examples.label, data.examples.group, fold.train, limit, seed)
-    return Fold(train, np.intersect1d(fold.inner, train), fold.test)
+    """The fold with `limit` images a class to train on, of which those in its inner split stay there.
+
+    But each class keeps an image outside of it: where it would have none, a group comes out of the inner split.
+    """
+    label, group = data.examples.label, data.examples.group
+    train = limited(label, group, fold.train, limit, seed)
+    inner = np.intersect1d(fold.inner, train)
+    for k in np.unique(label[train]):
+        if k not in label[np.setdiff1d(train, inner)]:
+            first = inner[label[inner] == k][0]
+            same = (group[inner] == group[first]) & (group[first] != "")
+            inner = inner[~same & (inner != first)]
+    return Fold(train, inner, fold.test)
 
 
 def _prepare(

@@ -179,7 +179,7 @@ def settled(workdir: Path, folds: Sequence[Sequence[Fold]]) -> str:
 
 def summary(here: Run, folds: Sequence[Sequence[Fold]]) -> list[str]:
     """A sentence for each arm that chose: what its folds took."""
-    if not here.config.target.recipes:
+    if not (here.config.target.recipes and folds):
         return []
     said = []
     for arm in (arm for arm in here.config.arms if arm in CHOOSING):

@@ -112,7 +112,7 @@ def final_job(here: Run, pixels: Pixels, data: Data, source: Bundle | None, sett
     few = max(len(fold.train) for folds in data.folds for fold in folds) if settings.limit else 0
     job = jobs.make_job(here, pixels, FINAL, "transfer", rows, source, settings, images=few)
     if settings.select == "inner":
-        return dataclasses.replace(job, steps=_settled_steps(here, data, len(rows), job.steps))
+        return dataclasses.replace(job, steps=_settled_steps(here, data, few or len(rows), job.steps))
     return job
 
 

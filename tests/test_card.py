@@ -65,6 +65,8 @@ def test_what_neither_the_run_derives_nor_the_file_asks_is_nothing():
         ({"source": {"init_from": "x.pth"}}, "initial", "From the weights of x.pth."),
         ({"target": {"select": "inner"}}, "selection", "Each fold took its best epoch"),
         ({"target": {"data": "none"}}, "updating", "No: training began with random weights."),
+        ({}, "ensemble", "from one view of each image"),
+        ({"evaluation": {"views": "dihedral"}}, "ensemble", "the mean over the 8 flips and quarter turns"),
         ({"target": {"sampling": "balanced"}}, "imbalance", "rare classes are drawn as often"),
         ({"source": {"optimizer": {"class_weights": "balanced"}}}, "imbalance", "the loss weighs each class alike"),
     ],

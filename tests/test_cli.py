@@ -8,7 +8,7 @@ import pytest
 
 from rcmnet_jax.cli import guarded
 from rcmnet_jax.errors import GuardError, Interrupted, UserError
-from tests.commands import run
+from tests.commands import ROOT, run, start
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,8 @@ from tests.commands import run
         (OSError(errno.ENOSPC, "No space left on device", "/full/x"), 75, "disk is full while writing /full/x"),
         (RuntimeError("write failed: No space left on device"), 75, "disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/locked"), 2, "/locked: Permission denied"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.csv/b"), 2, "a.csv/b: Not a directory"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "long"), 2, "name another place"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 2, "Lower batch_size"),
         (MemoryError(), 2, "Lower batch_size"),
     ],
@@ -42,6 +44,24 @@ def test_success_is_0_and_a_defect_of_ours_is_not_hidden():
 
         with pytest.raises(type(defect)):
             guarded(main)
+
+
+TALK = """
+import sys
+from pathlib import Path
+from rcmnet_jax.console import Console
+for k in range(1000):
+    Console().say(f"line {k}")
+Path(sys.argv[1]).write_text("done")
+"""
+
+
+def test_a_reader_who_leaves_does_not_end_what_he_read_of(tmp_path):
+    with start("-c", TALK, tmp_path / "made", PYTHONPATH=str(ROOT)) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert (tmp_path / "made").read_text() == "done"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import jax
@@ -10,11 +11,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from rcmnet_jax import bundle as bundles
+from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint import foreign, initial
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.convert import convert
+from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 from tests.commands import run
@@ -77,6 +81,31 @@ def test_imported_features_pass_through_gates_that_start_at_one(weights, tmp_pat
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     found, wanted = (b.answers(images, Placement.everywhere()).probabilities for b in (made, plain))
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_gates_that_a_file_brings_are_as_they_were_trained(tmp_path):
+    """Gates of others are the paper's; an export of ours says whether its are twice as wide."""
+    save_file(state_of("resnet18_cbam"), tmp_path / "w.safetensors")
+    made = convert(tmp_path / "w.safetensors", tmp_path / "bundle", "resnet18_cbam", size=32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    wanted = forward(network("resnet18_cbam"), *network("resnet18_cbam").init(7), images, Placement.everywhere())
+    found = forward(made.network, made.params, made.batch_stats, images, Placement.everywhere())
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not initial.is_imported(str(tmp_path / "w.safetensors"))
+    for imported in (True, False):
+        (tmp_path / "architecture.json").write_text(json.dumps({"imported": imported}))
+        assert initial.is_imported(str(tmp_path / "w.safetensors")) == imported
+    (tmp_path / "architecture.json").write_text("{}")
+    with pytest.raises(UserError, match=r"architecture\.json: does not say how the model was made"):
+        initial.is_imported(str(tmp_path / "w.safetensors"))
+
+
+def test_a_bundle_without_gates_opens_those_of_a_model_that_starts_from_it(tmp_path):
+    bundles.write(tmp_path / "plain", Bundle(network(), ("a", "b", "c"), ImageRule(32), *network().init(0), {}))
+    assert initial.is_imported(str(tmp_path / "plain"))
+    gated = network("resnet18_cbam")
+    bundles.write(tmp_path / "gated", Bundle(gated, ("a", "b", "c"), ImageRule(32), *gated.init(0), {}))
+    assert not initial.is_imported(str(tmp_path / "gated"))
 
 
 def test_timms_vision_transformer_comes_in_with_its_head_and_a_warning_of_its_class_token(tmp_path, capsys):

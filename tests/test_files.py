@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -149,8 +151,15 @@ def test_missing_added_and_absent_sums_are_each_named(tmp_path):
     files.write_sums(folder)
     (folder / "deep" / "x").unlink()
     (folder / "extra").write_text("")
+    for litter in (".DS_Store", "deep/._a", "Thumbs.db"):  # what file managers leave about
+        (folder / litter).write_text("")
     assert files.verify_sums(folder) == ["deep/x is missing", "extra is not in SHA256SUMS"]
     assert files.verify_sums(folder, extra=False) == ["deep/x is missing"]
+
+
+@given(st.lists(st.lists(st.text('a\r\n",', max_size=4), min_size=2, max_size=2)))
+def test_csv_is_read_as_it_was_written_line_breaks_within_cells_too(rows):
+    assert list(csv.reader(io.StringIO(files.csv_text(rows), newline=""), strict=True)) == rows
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", ""])

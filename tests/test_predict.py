@@ -102,6 +102,17 @@ def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(
     np.testing.assert_allclose(some.probabilities, np.pad(rest, ((0, 0), (1, 0))), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [(".", "is a folder"), ("m.csv", "what is to be read"), ("b/x/p.csv", "within")]
+)
+def test_a_table_takes_no_place_where_it_would_destroy_something(tmp_path, place, said):
+    (tmp_path / "m.csv").write_text("path,label\n")
+    with pytest.raises(UserError, match=said):
+        predict(tmp_path / "b", str(tmp_path / "m.csv"), tmp_path / place)
+    assert (tmp_path / "m.csv").read_text() == "path,label\n"
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(("flags", "said"), [([1] * 9 + [0] * 91, True), ([1] * 3 + [0] * 97, False), ([1, 0], False)])
 def test_a_set_with_many_strange_images_is_said(flags, said, capsys):
     ood = np.array(flags)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import jobs, leaves, stages
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
+from rcmnet_jax.data.partition import limited
+from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.evaluation import probe
 from rcmnet_jax.evaluation.predict import forward
-from rcmnet_jax.intake import gather
+from rcmnet_jax.intake import _limited, gather
 from rcmnet_jax.recipes import RECIPES, Recipe
-from rcmnet_jax.selection import Search, search
+from rcmnet_jax.selection import Search, search, summary
 from rcmnet_jax.stages import Pixels, Run, Trained
 from rcmnet_jax.target import final_job
 from rcmnet_jax.training.loop import Surroundings
@@ -160,6 +163,35 @@ def test_the_final_model_takes_as_many_steps_under_a_limit_as_its_folds(begin):
     assert len(made.rows) == (data.target.examples.label >= 0).sum() > max(len(job.rows) for job in folds)
     assert made.steps == max(job.steps for job in folds)
     assert made.head_steps == max(job.head_steps for job in folds) < made.steps
+
+
+def test_the_epoch_that_folds_chose_under_a_limit_is_the_final_models_too(begin, monkeypatch):
+    here, pixels, data = begin(limit=3, epochs=40.0, select="inner")
+    few = max(len(fold.train) for fold in data.folds[0])
+    fold = SimpleNamespace(provenance={"steps": 5, "data": {"train_images": few}})
+    monkeypatch.setattr("rcmnet_jax.target.bundles", SimpleNamespace(load=lambda _: fold))
+    assert final_job(here, pixels, data, None, here.config.target).steps == 5
+
+
+def test_a_limit_leaves_images_of_each_class_to_train_on_while_choosing(begin):
+    alone = 0
+    for seed in range(20):
+        here, _, data = begin(f"run{seed}", limit=2)
+        fold, label, group = data.folds[0][0], data.target.examples.label, data.target.examples.group
+        made = _limited(data.target, Fold(fold.train, fold.train[: seed % 7 * 4], fold.test), 2, seed)
+        rest = np.setdiff1d(made.train, made.inner)
+        assert set(label[rest]) == set(label[made.train])
+        assert np.isin(made.inner, made.train).all()
+        whole = limited(label, group, fold.train, 2, seed)
+        np.testing.assert_array_equal(made.train, whole)
+        alone += len(np.intersect1d(whole, fold.train[: seed % 7 * 4])) > len(made.inner)
+    assert alone  # somewhere an image had to come out
+    assert here.config.target.limit == 2
+
+
+def test_a_run_without_a_target_has_no_choice_to_tell_of(begin):
+    here, _, _ = begin(recipes=("default", "probe"))
+    assert summary(here, ()) == []
 
 
 def test_a_limit_cuts_the_training_rows_and_leaves_the_test_rows_as_they_are(begin):

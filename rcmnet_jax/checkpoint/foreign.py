@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def as_trees(path: Path, state: State) -> tuple[Tree, Tree]:
         return from_torch(state)
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: not a network's state dict ({error}). Take a sound copy.") from error
+
+
+def is_imported(path: Path, state: State) -> bool:
+    """Whether these weights come from a model without gates; gates of an export of ours are as its description says."""
+    if not any("cbam" in name for name in state):
+        return True
+    beside = path.with_name("architecture.json")
+    try:
+        return bool(json.loads(beside.read_text(encoding="utf-8"))["imported"]) if beside.is_file() else False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{beside}: does not say how the model was made ({error}). Take a sound copy.") from error
 
 
 def _array(value: Any) -> np.ndarray | None:

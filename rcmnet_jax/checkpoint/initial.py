@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax.checkpoint import foreign, published
 from rcmnet_jax.checkpoint.transfer import Report, transfer
+from rcmnet_jax.config import parts_of
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import SUMS, sha256_bytes, sha256_file
 
@@ -20,13 +21,18 @@ _FORM = ("norm", "cbam_placement", "gate", "heads", "position")  # settings that
 def is_imported(path: str) -> bool:
     """Whether weights at `path` come from a model without gates, so that `gate=auto` has to start them open.
 
-    A bundle of ours answers for itself; no path means random weights, for which the paper's gates are meant.
+    A bundle of ours that has gates answers for itself, as does what it was exported to; no path means random weights,
+    for which the paper's gates are meant.
     """
-    if path in ("", published.WORD) or not Path(path).is_dir():  # an empty path would be the current folder
+    place = Path(path)
+    if path in ("", published.WORD) or not place.exists():  # an empty path would be the current folder
         return bool(path)
+    if not place.is_dir():
+        return foreign.is_imported(place, foreign.read_state(place))
     from rcmnet_jax import bundle
 
-    return bundle.load(Path(path)).network.imported
+    network = bundle.load(place).network
+    return network.imported or "cbam" not in parts_of(network.config.name)
 
 
 def place_of(path: str) -> Path:
@@ -56,8 +62,8 @@ def fingerprint(path: str) -> str:
     sums = place / SUMS
     if not sums.is_file():
         raise UserError(f"config.source.init_from={path}: is no bundle, it has no {SUMS}. Check the path.")
-    lines = [line for line in sums.read_bytes().splitlines() if line.endswith((b"  model.safetensors", b"  bundle.json"))]
-    return sha256_bytes(b"\n".join(lines))
+    own = (b"  model.safetensors", b"  bundle.json")
+    return sha256_bytes(b"\n".join(line for line in sums.read_bytes().splitlines() if line.endswith(own)))
 
 
 def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, Tree, Report]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +10,9 @@ import numpy as np
 
 from rcmnet_jax.data.partition import Rows
 from rcmnet_jax.data.splits import Fold
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.files import csv_text, write_atomic
 
 if TYPE_CHECKING:
-    import _csv
-
     from rcmnet_jax.data.prepare import Examples
 
 COLUMNS = ("set", "path", "label", "group", "seed", "fold", "role")
@@ -37,28 +33,25 @@ def write_splits(path: Path, *, source: SourcePart | None = None, target: Target
       source: (examples, classes, parts of `holdout`).
       target: (examples, classes, {seed number as in the folder's name: folds of `cross_validation`}).
     """
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(COLUMNS)
+    rows: list[tuple[object, ...]] = [COLUMNS]
     if source:
-        _write(out, "source", source[0], source[1], "", "", source[2])
+        rows += _rows("source", source[0], source[1], "", "", source[2])
     if target:
         for seed, folds in sorted(target[2].items()):
             for k, fold in enumerate(folds):
                 roles = {"train": np.setdiff1d(fold.train, fold.inner), "inner": fold.inner, "test": fold.test}
-                _write(out, "target", target[0], target[1], seed, k, roles)
-    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
+                rows += _rows("target", target[0], target[1], seed, k, roles)
+    write_atomic(path, csv_text(rows).encode("utf-8", "backslashreplace"))
 
 
-def _write(
-    out: _csv.Writer,
+def _rows(
     name: str,
     examples: Examples,
     classes: Sequence[str],
     seed: object,
     fold: object,
     parts: Mapping[str, Rows],
-) -> None:
+) -> Iterator[tuple[object, ...]]:
     for i, role in sorted((int(i), role) for role, part in parts.items() for i in part):
         label = classes[examples.label[i]] if examples.label[i] >= 0 else ""
-        out.writerow((name, examples.path[i], label, examples.group[i], seed, fold, role))
+        yield name, examples.path[i], label, examples.group[i], seed, fold, role

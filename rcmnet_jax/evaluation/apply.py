@@ -50,8 +50,7 @@ def predict(
     Raises:
       UserError: a bundle or images that cannot be used, or a place that cannot be written to.
     """
-    if output.is_dir():
-        raise UserError(f"--output={output}: is a folder. Name a CSV file.")
+    _check_output(output, folder, spec)
     if explain is not None:
         check_folder(explain)
     programs = runtime.enable_compilation_cache()
@@ -77,6 +76,17 @@ def predict(
         console.say(f"What the network looked at: {explain / PAGE}")
     console.say(bundles.DISCLAIMER)
     return table
+
+
+def _check_output(output: Path, bundle: Path, spec: str) -> None:
+    """Refuses, before any work, a place for the table where it would destroy something; makes its folder."""
+    if output.is_dir():
+        raise UserError(f"--output={output}: is a folder. Name a CSV file.")
+    if output.exists() and Path(spec).exists() and output.samefile(spec):
+        raise UserError(f"--output={output}: is what is to be read. Name another file.")
+    if bundle.resolve() in output.resolve().parents:
+        raise UserError(f"--output={output}: lies within the bundle, which it would spoil. Name another place.")
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _adapted(

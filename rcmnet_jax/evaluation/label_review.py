@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from scipy.special import softmax
 
 from rcmnet_jax.evaluation.calibration import per_image
 from rcmnet_jax.evaluation.table import Floats, Ints, Table
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.files import csv_text, write_atomic
 
 FILE = "label_review.csv"
 COLUMNS = ("path", "label", "suggested", "score", "rank")
@@ -70,14 +68,12 @@ def leave(folder: Path, table: Table) -> str:
     log_p, truth = per_image(table)
     paths, known = np.unique(table.path), truth >= 0
     found = review(softmax(log_p[known], axis=1), truth[known])
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(COLUMNS)
+    rows: list[tuple[object, ...]] = [COLUMNS]
     for rank, i in enumerate(found.order.tolist(), 1):
         suggested = table.classes[found.suggested[i]] if found.suggested[i] >= 0 else ""
         label = table.classes[truth[known][i]]
-        out.writerow((paths[known][i], label, suggested, f"{found.score[i]:.6f}", rank))
-    write_atomic(folder / FILE, text.getvalue().encode("utf-8", "backslashreplace"))
+        rows.append((str(paths[known][i]), label, suggested, f"{found.score[i]:.6f}", rank))
+    write_atomic(folder / FILE, csv_text(rows).encode("utf-8", "backslashreplace"))
     if not found.doubtful:
         return f"No label of {len(found.score)} stands out as wrong; {FILE} ranks them all."
     return (

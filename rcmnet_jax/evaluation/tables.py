@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from rcmnet_jax.config import suggestion
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.table import COLUMNS, SPLITS, Floats, Ints, Table, Text, make_table, reorder
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.files import csv_text, write_atomic
 
 __all__ = ["COLUMNS", "Table", "join", "make_table", "read_table", "reorder", "to_csv", "write_table"]
 
@@ -24,13 +23,10 @@ ENCODING = "utf-8-sig"  # Excel starts a file with a byte-order mark
 
 def to_csv(table: Table) -> str:
     """The file's text: equal tables give equal bytes. Numbers have 9 significant digits, which tell float32 apart."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"p_{name}" for name in table.classes)])
+    head = [*COLUMNS, *(f"p_{name}" for name in table.classes)]
     columns = [_written(getattr(table, name)) for name in COLUMNS]
     columns += [_written(table.probabilities[:, k]) for k in range(len(table.classes))]
-    writer.writerows(zip(*columns, strict=True))
-    return out.getvalue()
+    return csv_text([head, *zip(*columns, strict=True)])
 
 
 def write_table(table: Table, path: Path) -> None:

@@ -19,7 +19,7 @@ def of_run(config: Mapping[str, Any]) -> Lines:
         "goal": ["A model is made and tested within the same data; it is not compared with human readers."],
         "initial": [_start(config)],
         "updating": [_carried_on(config)],
-        "ensemble": ["None: one network answers."],
+        "ensemble": [_together(config)],
         "imbalance": [
             *(_imbalance(name, stage) for name, stage in used.items()),
             "Balanced accuracy and means over classes give each class the same weight, whatever its share.",
@@ -92,6 +92,12 @@ def _carried_on(config: Mapping[str, Any]) -> str:
     body = f"{given} trained on {config['source']['data']}" if given else config["source"]["data"]
     body = body if "Pretraining" in used else given
     return f"A body from {body} was fine-tuned with a new head; the baselines say what that changed."
+
+
+def _together(config: Mapping[str, Any]) -> str:
+    if config["evaluation"]["views"] == "one":
+        return "None: one network answers, from one view of each image."
+    return "One network answers by the mean over the 8 flips and quarter turns of each image."
 
 
 def _imbalance(name: str, stage: Mapping[str, Any]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+_SHOWN_AFTER = 60.0  # seconds after which events are on disk
 
 
 class Records:
@@ -17,7 +20,7 @@ class Records:
 
     def __init__(self, workdir: Path, *, active: bool = True):
         self._file: TextIO | None = None
-        self._boards: dict[str, Any] = {}
+        self._boards: dict[str, _Board] = {}
         self._workdir = workdir
         if active:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -33,15 +36,10 @@ class Records:
         self._file.flush()
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         if numbers:
-            board = self._board(stage)
-            for name, value in numbers.items():
-                board.add_scalar(f"{kind}/{name}", value, step)
-
-    def _board(self, stage: str) -> Any:
-        if stage not in self._boards:
-            self.close_boards()
-            self._boards[stage] = _summary_writer()(str(self._workdir / "tensorboard" / stage))
-        return self._boards[stage]
+            if stage not in self._boards:
+                self.close_boards()
+                self._boards[stage] = _Board(self._workdir / "tensorboard" / stage)
+            self._boards[stage].write({f"{kind}/{name}": value for name, value in numbers.items()}, step)
 
     def close_boards(self) -> None:
         """Closes the event files; the next row of a stage opens a new one."""
@@ -57,18 +55,45 @@ class Records:
             self._file = None
 
 
-def _summary_writer() -> Any:
-    """tensorboardX's SummaryWriter, loaded as if there were no PyTorch: it would load that too, which takes seconds."""
+class _Board:
+    """An event file of TensorBoard's, written here and now.
+
+    tensorboardX's own SummaryWriter leaves that to a thread, which a full disk ends in silence; what waits for it then
+    waits for ever.
+    """
+
+    def __init__(self, folder: Path):
+        writer, self._event, self._summary = _tensorboard()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer, self._flushed = writer(str(folder / "events")), time.monotonic()
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """One event a value."""
+        for name, value in values.items():
+            event = self._event(summary=self._summary(name, value), step=step, wall_time=time.time())
+            self._writer.write_event(event)
+        if time.monotonic() - self._flushed > _SHOWN_AFTER:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tensorboard() -> tuple[Any, Any, Any]:
+    """tensorboardX's EventsWriter, Event and scalar, loaded as if there were no PyTorch: that would take seconds."""
     modules: dict[str, Any] = sys.modules
     loaded = "torch" in modules
     if not loaded:
         modules["torch"] = None  # has `import torch` raise ImportError
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
     finally:
         if not loaded:
             del modules["torch"]
-    return SummaryWriter
+    return EventsWriter, Event, scalar
 
 
 def _drop_torn_line(path: Path) -> None:
