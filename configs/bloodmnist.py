@@ -4,7 +4,8 @@
     python launch.py --config=configs/bloodmnist.py      64 px; presets :28, :128 and :224
 
 A downloaded file works as well: --config.source.data=bloodmnist_64.npz. Published at 64 px, ImageNet-pretrained
-ResNet-18, 3 seeds: 97.06 +- .11 (Doerrich et al., arXiv 2404.15786). Ours from scratch: not measured yet.
+ResNet-18, 3 seeds: 97.06 +- .11 (Doerrich et al., arXiv 2404.15786). Ours: not measured yet. The recipe is that of
+configs/pbc.py, but for the crop, which these images have had; --config.source.init_from=imagenet starts as theirs did.
 
 MedMNIST's ACC and AUC are top1 and auroc here. Of its baselines' training (Adam, 1e-3, batches of 128, 100 epochs, the
 epoch with the best AUC on `val`) nothing is taken over: the recipe is this project's, and the last weights count.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import change, choose
+from configs.base import PBC, SHARP, change, choose
 from rcmnet_jax.config import ExperimentConfig
 
 
@@ -22,9 +23,14 @@ def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset: '' (64 px), '28' (enlarged to 32 px, the network's least), '128' or '224'."""
 
     def at(size: int) -> ExperimentConfig:
-        source = {"data": f"tfds:bloodmnist/{size}", "epochs": 30.0}
+        source = {"data": f"tfds:bloodmnist/{size}", "epochs": 30.0, "crop": 0.0}
         made: ExperimentConfig = change(
-            ExperimentConfig(), image_size=max(size, 32), batch_size=64, source=source, target={"data": "none"}
+            ExperimentConfig(),
+            image_size=max(size, 32),
+            batch_size=64,
+            source={**PBC, **source, "augment": PBC["augment"] if size <= 64 else SHARP},
+            target={"data": "none"},
+            evaluation={"views": "dihedral"},
         )
         return made
 
