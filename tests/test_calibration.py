@@ -145,3 +145,18 @@ def test_a_calibration_file_is_applied_as_it_was_fitted():
 def test_a_calibration_that_does_not_fit_is_refused(facts):
     with pytest.raises(UserError, match=r"calibration\.json"):
         calibration.apply(facts, np.zeros((2, 3)), CLASSES)
+
+
+def test_under_several_seeds_one_network_is_calibrated_and_not_their_mean():
+    """The mean of networks that err apart is surer and better than the one that is shipped."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 600)
+    logits = 2.0 * np.eye(3)[truth] + rng.normal(0, 1.5, (4, 600, 3))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    label, path, names = [("a", "b", "c")[k] for k in truth], [f"{i:03}" for i in range(600)], ("a", "b", "c")
+    single = [make_table(path, p[s], names, label=label, seed=s) for s in range(4)]
+    whole = make_table(path * 4, p.reshape(-1, 3), names, label=label * 4, seed=np.arange(4).repeat(600))
+    alone = np.mean([calibration.from_table(table, alpha=0.1, fitted_on="")["temperature"] for table in single])
+    facts = calibration.from_table(whole, alpha=0.1, fitted_on="")
+    assert facts["rows"] == 600
+    assert facts["temperature"] == pytest.approx(alone, rel=0.1)

@@ -201,3 +201,36 @@ def test_what_cannot_be_compared_is_refused_with_a_sentence():
     other.label[0] = "y"
     with pytest.raises(UserError, match=r"'0\.png' is 'y' here but 'x'"):
         compare({"a": model(mask), "b": other})
+
+
+def rare(right, groups):
+    """30 images of a class in so many groups, right where the mask says so, and 300 of another in ten, all right."""
+    truth = np.r_[np.zeros(30, int), np.ones(300, int)]
+    p = np.eye(2)[np.r_[np.where(right, 0, 1), np.ones(300, int)]]
+    group = [f"a{i % groups}" for i in range(30)] + [f"b{i % 10}" for i in range(300)]
+    return make_table([str(i) for i in range(330)], p, ("x", "y"), label=[("x", "y")[k] for k in truth], group=group)
+
+
+def test_a_class_in_one_group_is_as_unsure_as_its_images_at_least():
+    """Its influences sum to nothing within the group: a difference in it would come without any error."""
+    first, second = np.arange(30) % 10 < 8, np.arange(30) % 10 < 7
+    entry = {n: compare({"a": rare(first, n), "b": rare(second, n)})["pairs"][0]["balanced_accuracy"] for n in (1, 10)}
+    assert entry[1]["difference"] == entry[10]["difference"] == pytest.approx(0.05)
+    apart = (first.astype(float) - second) / 30 / 2
+    error = np.sqrt(((apart - apart.mean()) ** 2).sum())
+    wide = stats.t.ppf(0.975, 1) * error
+    assert entry[1]["high"] - entry[1]["difference"] == pytest.approx(wide, rel=1e-6)
+    assert entry[1]["p"] > 0.05
+
+
+def test_models_that_are_all_right_or_all_wrong_in_each_class_are_not_said_to_agree():
+    perfect = model(np.ones(80, bool), groups=8)
+    constant = model(np.arange(80) % 2 == 0, groups=8)
+    other = model(np.arange(80) % 2 == 1, groups=8)
+    entry = compare({"perfect": perfect, "constant": constant})["pairs"][0]["balanced_accuracy"]
+    assert (entry["difference"], entry["p"]) == (0.5, stats.binomtest(8, 8).pvalue)
+    assert entry["low"] < 0.5 < entry["high"]
+    even = compare({"constant": constant, "other": other})["pairs"][0]["balanced_accuracy"]
+    assert (even["difference"], even["p"]) == (0, 1)
+    same = compare({"perfect": perfect, "again": perfect})["pairs"][0]["balanced_accuracy"]
+    assert (same["low"], same["high"], same["method"]) == (0, 0, "they agree on every image")

@@ -252,3 +252,26 @@ def test_rows_that_were_trained_on_are_warned_of():
     found = compute(more)
     assert found["splits"] == {"test": 39, "train": 1}
     assert any("1 rows were trained on" in line for line in found["warnings"])
+
+
+def test_a_rare_class_that_is_all_right_is_bounded_by_its_own_images_under_seeds_and_groups_too():
+    truth = np.r_[np.zeros(3, int), np.repeat([1, 2], 50)]
+    label = [("x", "y", "z")[k] for k in truth]
+    p, path, ones = np.eye(3)[truth], [str(i) for i in range(103)], np.ones(103, int)
+    whole = make_table(path * 2, np.r_[p, p], ("x", "y", "z"), label=label * 2, seed=np.r_[0 * ones, ones])
+    for name in ("sensitivity", "f1", "auroc"):
+        low = compute(whole)["per_class"]["x"][name]["low"]
+        assert low == pytest.approx(wilson(1.0, 3)[0], abs=1e-9), name
+    assert compute(whole)["per_class"]["x"]["specificity"]["low"] == pytest.approx(wilson(1.0, 100)[0], abs=1e-9)
+
+
+def test_a_class_in_one_group_has_the_spread_of_its_images():
+    truth = np.r_[np.zeros(20, int), np.ones(100, int)]
+    said = np.where(np.arange(120) % 10 < 8, truth, 1 - truth)
+    group = ["a"] * 20 + [f"b{i % 10 // 2}" for i in range(100)]
+    label = [("x", "y")[k] for k in truth]
+    table = make_table([str(i) for i in range(120)], np.eye(2)[said], ("x", "y"), label=label, group=group)
+    entry = compute(table)["balanced_accuracy"]
+    alone = 0.5 * np.sqrt(0.8 * 0.2 / 20)  # of the class's recall, half of which counts
+    assert entry["high"] - entry["low"] > 2 * alone
+    assert any("the intervals take these images as if each were a group" in line for line in compute(table)["warnings"])

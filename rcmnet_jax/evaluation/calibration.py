@@ -150,18 +150,27 @@ def calibrate(
 def from_table(table: Table, *, alpha: float, fitted_on: str) -> dict[str, Any]:
     """`calibrate` on the images of a table that an uncalibrated network has not seen, with `reliability` beside it.
 
-    That is `before_and_after` by the folds of the first seed, or where there are none by five parts, no group in two.
+    That is `before_and_after` by folds, or where there are none by five parts, no group in two. Of an image under
+    several seeds one row counts, each seed's in turn: a bundle is one network, and the seeds' mean would be too good.
     Empty where fewer than 20 images have a label.
     """
-    log_p, truth = per_image(table)
+    rows = _one_of_each(table)
+    log_p, truth = np.log(np.maximum(table.probabilities[rows], TINY)), table.truth()[rows]
     known = truth >= 0
     if known.sum() < FEWEST:
         return {}
-    first = np.unique(table.path, return_index=True)[1]
-    parts = table.fold[first] if (table.fold >= 0).any() else make_units(table).unit[first] % PARTS
+    parts = table.fold[rows] if (table.fold >= 0).any() else make_units(table).unit[rows] % PARTS
     facts = calibrate(log_p, truth, table.classes, alpha=alpha, fitted_on=fitted_on)
     changed = before_and_after(log_p[known], truth[known], parts[known])
     return {**facts, "reliability": changed} if changed else facts
+
+
+def _one_of_each(table: Table) -> Ints:
+    """(M,) a row of each of the M images in the order of paths: of image i the row at i, counted round its seeds'."""
+    image, count = np.unique(table.path, return_inverse=True, return_counts=True)[1:]
+    order = np.lexsort((table.seed, image))
+    places: Ints = order[count.cumsum() - count + np.arange(len(count)) % count]
+    return places
 
 
 def per_image(table: Table) -> tuple[Floats, Ints]:

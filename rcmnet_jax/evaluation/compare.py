@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy import stats
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import influence
 from rcmnet_jax.evaluation.influence import Outcome
-from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, make_units
+from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, by_classes, make_units, without_variance
 from rcmnet_jax.evaluation.table import Floats, Ints, Table, reorder
 
 LEVEL = 0.05
@@ -207,17 +208,26 @@ def _outcomes(table: Table) -> list[tuple[Ints, Outcome]]:
 
 def _pair(units: Units, first: Table, second: Table, name: str, other: str, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"first": name, "second": other}
-    unit_of = dict(zip(first.path.tolist(), units.unit.tolist(), strict=True))
+    paths, image = np.unique(first.path, return_inverse=True)
+    place = {path: i for i, path in enumerate(paths.tolist())}
+    unit, truth = np.zeros((2, len(paths)), np.int64)
+    unit[image], truth[image] = units.unit, units.truth
     metrics = {"top1": influence.top1, "balanced_accuracy": influence.balanced_accuracy}
+    right = np.zeros(len(paths))  # how much more often the first is
+    for sign, table in ((1, first), (-1, second)):
+        rows = np.array([place[path] for path in table.path.tolist()])
+        hits = (table.label == table.prediction) / len(np.unique(table.seed))
+        right += sign * np.bincount(rows, hits, len(paths))
     for key, metric in metrics.items():
-        values, pull = [], np.zeros(units.count)
+        values, pull = [], np.zeros(len(paths))
         for sign, table in ((1, first), (-1, second)):
-            place = np.array([unit_of[path] for path in table.path.tolist()])
+            at = np.array([place[path] for path in table.path.tolist()])
             parts = [(rows, metric(outcome)) for rows, outcome in _outcomes(table)]
             values.append(float(np.mean([part.value for _, part in parts if part.value is not None])))
             for rows, part in parts:
-                pull += sign * np.bincount(place[rows], part.influence, units.count) / len(parts)
-        found[key] = {"first": values[0], "second": values[1], **_difference(values[0] - values[1], pull, units, seed)}
+                pull += sign * np.bincount(at[rows], part.influence, len(paths)) / len(parts)
+        shift = _Shift(values[0] - values[1], pull, unit, truth, right, by_class=key == "balanced_accuracy")
+        found[key] = {"first": values[0], "second": values[1], **_difference(shift, units, seed)}
     if len(np.unique(first.seed)) == len(np.unique(second.seed)) == 1:
         order = {path: i for i, path in enumerate(second.path.tolist())}
         match = np.array([order[path] for path in first.path.tolist()])
@@ -228,21 +238,49 @@ def _pair(units: Units, first: Table, second: Table, name: str, other: str, seed
     return found
 
 
-def _difference(value: float, pull: Floats, units: Units, seed: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Shift:
+    """A difference of two models, and of each image (M,) its influence on that, unit, class and right answers more."""
+
+    value: float
+    pull: Floats
+    unit: Ints
+    truth: Ints
+    right: Floats
+    by_class: bool
+
+    def spread(self, units: Units) -> tuple[Floats, float, float]:
+        """Influences summed by unit, the difference's standard error, and the degrees of freedom of that."""
+        count, classes = units.count, units.classes
+        few = count / (count - 1)
+        cells: Floats = np.zeros((count, classes))
+        np.add.at(cells, (self.unit, self.truth), self.pull)
+        if not self.by_class:
+            pull: Floats = cells.sum(1)
+            return pull, math.sqrt(few * float((pull**2).sum())), count - 1
+        squares = np.bincount(self.truth, self.pull**2, classes)
+        single = np.where(units.per_class == 1, squares, 0.0) * units.grouped
+        cells, degrees = by_classes(cells, units.per_class, single)
+        pull = cells.sum(1) / math.sqrt(few)
+        return pull, math.sqrt(few * float((pull**2).sum()) + float(single.sum())), max(min(degrees, count - 1), 1.0)
+
+
+def _difference(shift: _Shift, units: Units, seed: int) -> dict[str, Any]:
     """Studentised paired bootstrap of the summed influences of the difference, by unit."""
-    count = units.count
-    if count < 2 or not np.abs(pull).max() > 1e-12:
-        reason = "they agree on every image" if count > 1 else "there is but one group or image"
-        same = {"difference": value, "low": value, "high": value, "p": 1.0} if count > 1 else dict.fromkeys(_KEYS)
-        return {**same, "method": reason} if count > 1 else {**same, "reason": reason}
-    rng = np.random.default_rng(seed)
-    error = float(np.sqrt(count / (count - 1) * (pull**2).sum()))
-    ratios = _ratios(pull, rng, error)
+    value = shift.value
+    if units.count < 2:
+        return {**dict.fromkeys(_KEYS), "reason": "there is but one group or image"}
+    if not np.abs(shift.right).max() > 0:
+        return {"difference": value, "low": value, "high": value, "p": 1.0, "method": "they agree on every image"}
+    pull, error, degrees = shift.spread(units)
+    if error < 1e-12:
+        return _without_spread(shift, units)
+    ratios = _ratios(pull, np.random.default_rng(seed), error)
     # A t quantile is the least: with few units the bootstrap has too few distinct draws to show its own tails.
-    least = float(stats.t.ppf(0.975, count - 1))
+    least = float(stats.t.ppf(0.975, degrees))
     reach = max(float(np.quantile(np.abs(ratios), 0.95)), least)
     drawn = (1 + int((np.abs(ratios) >= abs(value) / error).sum())) / (1 + len(ratios))
-    p = max(drawn, float(2 * stats.t.sf(abs(value) / error, count - 1)))
+    p = max(drawn, float(2 * stats.t.sf(abs(value) / error, degrees)))
     return {
         "difference": value,
         "low": max(value - reach * error, -1.0),
@@ -250,6 +288,16 @@ def _difference(value: float, pull: Floats, units: Units, seed: int) -> dict[str
         "p": min(p, 1.0),
         "method": f"studentised paired bootstrap over {units.name}, {DRAWS} draws",
     }
+
+
+def _without_spread(shift: _Shift, units: Units) -> dict[str, Any]:
+    """Where each class is all right or all wrong in both models: a sign test, and what may yet be seen as limits."""
+    weights = 1 / np.bincount(shift.truth)[shift.truth] if shift.by_class else np.ones(len(shift.truth))
+    more = np.sign(np.bincount(shift.unit, shift.right * weights, units.count).round(9)) * np.sign(shift.value)
+    for_it, against = int((more > 0).sum()), int((more < 0).sum())
+    p = float(stats.binomtest(for_it, for_it + against).pvalue) if for_it > against else 1.0
+    (low, high), method = without_variance(units, shift.value, "signed")
+    return {"difference": shift.value, "low": low, "high": high, "p": p, "method": f"sign test; {method}"}
 
 
 _KEYS = ("difference", "low", "high", "p")

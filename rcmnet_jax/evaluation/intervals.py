@@ -54,6 +54,13 @@ class Units:
             cells += np.bincount(self.unit[rows] * self.classes + self.truth[rows], part.influence, len(cells))
         return cells.reshape(self.count, self.classes) / len(parts)
 
+    def images(self, parts: list[Statistic]) -> Floats:
+        """(K,): squared influences of the single rows by true class, averaged over the seeds."""
+        squares = np.zeros(self.classes)
+        for rows, part in zip(self.seeds, parts, strict=True):
+            squares += np.bincount(self.truth[rows], part.influence**2, self.classes)
+        return squares / len(parts)
+
     @cached_property
     def per_class(self) -> Ints:
         """(K,) number of units that hold each class."""
@@ -93,7 +100,13 @@ def _unseen(n: Any) -> Any:
 
 
 def interval(
-    units: Units, parts: list[Statistic], *, scale: str = "unit", by_class: bool = True, tails: float = 1.0
+    units: Units,
+    parts: list[Statistic],
+    *,
+    scale: str = "unit",
+    by_class: bool = True,
+    tails: float = 1.0,
+    of: int = 0,
 ) -> dict[str, Any]:
     """Value and 95% interval of the mean over seeds of one metric.
 
@@ -102,6 +115,7 @@ def interval(
       scale: unit for [0, 1] and signed for [-1, 1] (logit scale), positive for [0, inf) (log scale).
       by_class: whether classes are averaged with equal weight, so that a rare class limits what is known.
       tails: how much the heavy tails of single images count against the degrees of freedom; 0: not at all.
+      of: how many units the value rests on, where that is one class's; 0: all, each class counting alike.
 
     Returns:
       {"value", "low", "high", "method"}, with low <= value <= high; or all null with "reason".
@@ -113,17 +127,19 @@ def interval(
     error, degrees = _error(units, parts, by_class, 1.0 if units.grouped else tails)
     step = float(stats.t.ppf(QUANTILE, degrees)) * error if error > 1e-12 else 0.0
     if step == 0:
-        (low, high), method = without_variance(units, value, scale)
+        (low, high), method = without_variance(units, value, scale, of)
     else:
         low, high = _on_scale(value, step, scale)
         method = f"t interval over {units.name} ({degrees:.3g} degrees of freedom), {_SCALES[scale]} scale"
     return bounded(value, low, high, method + _over_seeds(units))
 
 
-def proportion(units: Units, parts: list[Statistic], n: int, scale_by_class: bool = False) -> dict[str, Any]:
+def proportion(
+    units: Units, parts: list[Statistic], n: int, scale_by_class: bool = False, of: int = 0
+) -> dict[str, Any]:
     """As `interval`, of a share of n images: Wilson's, where images are independent and there is one seed."""
     if units.grouped or len(parts) > 1 or parts[0].value is None:
-        return interval(units, parts, by_class=scale_by_class)
+        return interval(units, parts, by_class=scale_by_class, of=of)
     return bounded(parts[0].value, *wilson(parts[0].value, n), f"Wilson score interval over {n} images")
 
 
@@ -144,14 +160,15 @@ def _error(units: Units, parts: list[Statistic], by_class: bool, tails: float) -
     cells, count = units.sums(parts), units.count
     if count < 2:
         return 0.0, 1.0
+    alone = 0.0
     # A jackknife's leverage: a unit with a large share pulls the value towards itself and hides its own distance.
     cells = cells * ((1 - 1 / count) / (1 - units.shares.clip(max=0.95)))[:, None]
     if by_class:
         held = units.per_class
-        cells = cells * np.sqrt(held / np.maximum(held - 1, 1))
-        spread = (cells**2).sum(0)
-        lost = float((spread**2 / np.maximum(held - 1, 1)).sum())
-        degrees = float(spread.sum()) ** 2 / lost if lost > 0 else math.inf  # Satterthwaite 1946
+        # Of a class in one group alone no spread between groups is seen: that of its images is the least there is.
+        single = np.where(held == 1, units.images(parts), 0.0) * units.grouped
+        cells, degrees = by_classes(cells, held, single)
+        alone = float(single.sum())
     else:
         cells = cells * math.sqrt(count / (count - 1))
         degrees = math.inf
@@ -163,7 +180,21 @@ def _error(units: Units, parts: list[Statistic], by_class: bool, tails: float) -
         degrees = min(degrees, 2 * count / max(tails * (kurtosis - 1), 1e-9))
     # Groups of unequal size count for fewer: as many as equal ones with the same sum of squared shares.
     effective = 1 / float((units.shares**2).sum()) - 1
-    return math.sqrt(variance), max(min(degrees, effective), 1.0)
+    return math.sqrt(variance + alone), max(min(degrees, effective), 1.0)
+
+
+def by_classes(cells: Floats, held: Ints, single: Floats) -> tuple[Floats, float]:
+    """Influences (units, K) scaled up for the few units of each class, and their variance's degrees of freedom.
+
+    Args:
+      held: (K,) units that hold each class.
+      single: (K,) variance to be added for classes that one unit holds.
+    """
+    left = np.maximum(held - 1, 1)
+    cells = cells * np.sqrt(held / left)
+    spread = (cells**2).sum(0) + single
+    lost = float((spread**2 / left).sum())
+    return cells, float(spread.sum()) ** 2 / lost if lost > 0 else math.inf  # Satterthwaite 1946
 
 
 def _on_scale(value: float, step: float, scale: str) -> tuple[float, float]:
@@ -178,15 +209,16 @@ def _on_scale(value: float, step: float, scale: str) -> tuple[float, float]:
     return start + width * float(low), start + width * float(high)
 
 
-def without_variance(units: Units, value: float, scale: str) -> tuple[tuple[float, float], str]:
+def without_variance(units: Units, value: float, scale: str, of: int = 0) -> tuple[tuple[float, float], str]:
     """Limits where all units agree, as when all are right, and their method: the rarest class's units bound what may
-    yet be seen. One unit alone bounds nothing.
+    yet be seen, or the `of` units that the value rests on. One unit alone bounds nothing.
     """
-    method = f"Wilson score limits over {units.name}, of which none differs from another"
+    name = f"{of} of {units.name}" if of else units.name
+    method = f"Wilson score limits over {name}, of which none differs from another"
     held = units.per_class
     count = units.count
     present = held[held > 0]
-    unseen = float(np.linalg.norm(_unseen(present))) / len(present)
+    unseen = _unseen(of) if of else float(np.linalg.norm(_unseen(present))) / len(present)
     unseen = 1.0 if count < 2 else max(unseen, _unseen(count))
     if scale == "positive":
         return (0.0, value + 2 * unseen), method

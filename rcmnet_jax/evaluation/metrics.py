@@ -131,13 +131,15 @@ def _per_class(units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
     rates = [influence.rates(rows, k) for rows in outcomes]
     first = outcomes[0]
     real, said = int((first.truth == k).sum()), int((first.prediction == k).sum())
+    ours, rest = int(units.per_class[k]), len(np.unique(units.unit[units.truth != k]))
+    of = {"sensitivity": ours, "specificity": rest, "ppv": ours, "npv": rest}
     below = {"sensitivity": real, "specificity": len(first.truth) - real, "ppv": said, "npv": len(first.truth) - said}
     return {
         "support": real,
-        **{name: proportion(units, [rate[name] for rate in rates], n, True) for name, n in below.items()},
-        "f1": interval(units, [rate["f1"] for rate in rates], tails=TAILS["macro_f1"]),
-        "auroc": interval(units, [influence.auroc_of(rows, k) for rows in outcomes]),
-        "auprc": interval(units, [influence.auprc_of(rows, k) for rows in outcomes]),
+        **{name: proportion(units, [rate[name] for rate in rates], n, True, of[name]) for name, n in below.items()},
+        "f1": interval(units, [rate["f1"] for rate in rates], tails=TAILS["macro_f1"], of=ours),
+        "auroc": interval(units, [influence.auroc_of(rows, k) for rows in outcomes], of=ours),
+        "auprc": interval(units, [influence.auprc_of(rows, k) for rows in outcomes], of=ours),
     }
 
 
@@ -239,7 +241,10 @@ def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
         held = units.per_class
         single = [name for k, name in enumerate(table.classes) if held[k] == 1]
         if single:
-            said.append(f"All images of {', '.join(single)} come from one group: class and group cannot be told apart.")
+            said.append(
+                f"All images of {', '.join(single)} come from one group: class and group cannot be told apart, "
+                "and the intervals take these images as if each were a group."
+            )
     if cut := _groups_cut(table):
         said.append(f"{cut} groups stand in more than one fold: their images were trained on as well as tested.")
     if (table.split == "train").any():

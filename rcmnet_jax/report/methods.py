@@ -124,6 +124,7 @@ def _selection(config: Mapping[str, Any]) -> list[str]:
 def _uncertainty(main: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
     lines = [] if main["value"] is None else [f"95% intervals, such as that of balanced accuracy: {main['method']}."]
     if pairs := (comparison or {}).get("pairs"):
-        method = pairs[0]["balanced_accuracy"].get("method")
+        entries = [pair["balanced_accuracy"] for pair in pairs]
+        method = next((entry["method"] for entry in entries if entry.get("low") != entry.get("high")), None)
         lines.append(f"Differences between arms: {method or 'none could be had'}; Holm's correction over {len(pairs)}.")
     return lines
