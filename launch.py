@@ -24,6 +24,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; by default r
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where several processes train together.")
 _PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
 _PROCESS = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
+# What absl raises, and what a config file can.
+_FAULTS = (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError,
+           NameError, ArithmeticError, AssertionError)  # fmt: skip
 
 
 def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
@@ -37,7 +40,7 @@ def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
     try:
         strays = flags.FLAGS(argv)[1:]
         values = None if _CONFIG.value is None else _CONFIG.value.to_dict()
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+    except _FAULTS as error:
         raise UserError(f"Command line: {' '.join(str(error.args[0] if error.args else error).split())}") from error
     if strays:
         raise UserError(f"Command line: '{strays[0]}' belongs to no flag. Write --config.KEY=VALUE, without a space.")

@@ -131,15 +131,18 @@ def write(folder: Path, bundle: Bundle, card: str = "") -> None:
 
 def plain_card(bundle: Bundle) -> str:
     """A short card for a model of which no more is known than its bundle says."""
+    from rcmnet_jax.report.card import plain
+
     data = bundle.provenance.get("data", {})
     lines = [
         f"# {bundle.network.config.name}, {len(bundle.classes)} classes, {bundle.rule.size} px",
         "",
         f"**{DISCLAIMER}**",
         "",
-        f"- Classes: {', '.join(bundle.classes)}",
+        f"- Classes: {', '.join(map(plain, bundle.classes))}",
         f"- Stage: {bundle.provenance.get('stage', 'not stated')}",
-        f"- Data: {data.get('spec', 'not stated')}, {data.get('train_images', 'an unknown number of')} training images",
+        f"- Data: {plain(data.get('spec', 'not stated'))}, "
+        f"{data.get('train_images', 'an unknown number of')} training images",
     ]
     if data.get("synthetic"):
         lines.append("- SYNTHETIC DATA: trained on rendered cells; says nothing about real ones.")

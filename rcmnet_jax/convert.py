@@ -12,10 +12,10 @@ import numpy as np
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle, flatten
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.checkpoint.foreign import State, as_trees, is_imported, read_state
+from rcmnet_jax.checkpoint.foreign import State, as_trees, described, is_imported, read_state
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.checkpoint.transfer import transfer
-from rcmnet_jax.config import MODEL_NAMES, ModelConfig, suggestion
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig, from_dict, suggestion
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import GuardError, UserError
@@ -58,7 +58,7 @@ def convert(
         weights = published.fetch(ModelConfig(name=name), console)
     state = read_state(weights)
     names, keeps_head = _classes(weights, state, classes)
-    config = ModelConfig(name=name, width=_width(state, name))
+    config = _config(weights, state, name)
     network = Network(config, classes=len(names), image_size=size, imported=is_imported(weights, state))
     found = as_trees(weights, state)
     if not allow_missing:
@@ -108,6 +108,14 @@ def _classes(weights: Path, state: State, wanted: tuple[str, ...] | None) -> tup
     if not all(wanted) or len(set(wanted)) < len(wanted) or not 2 <= len(wanted) <= 10_000:
         raise UserError(f"--classes={','.join(wanted)[:80]}: must be at least two names, each once, none empty.")
     return wanted, head is not None and len(head) == len(wanted)
+
+
+def _config(weights: Path, state: State, name: str) -> ModelConfig:
+    """The model `name` as an export of ours describes it, else as published, of the width that the file has."""
+    told = described(weights).get("model", {})
+    if told.get("name") == name:
+        return from_dict(told, ModelConfig, "architecture.json: model")
+    return ModelConfig(name=name, width=_width(state, name))
 
 
 def _width(state: State, name: str) -> int:

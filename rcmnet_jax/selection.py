@@ -183,7 +183,11 @@ def summary(here: Run, folds: Sequence[Sequence[Fold]]) -> list[str]:
         return []
     said = []
     for arm in (arm for arm in here.config.arms if arm in CHOOSING):
-        taken = Counter(choice["recipe"] for choice in _choices(here.workdir, arm, folds))
+        choices = list(_choices(here.workdir, arm, folds))
+        taken = Counter(choice["recipe"] for choice in choices)
+        if not any(choice["scores"] for choice in choices):
+            said.append(f"Recipe of all folds of {arm}: '{choices[0]['recipe']}'. No other was tried.")
+            continue
         shown = ", ".join(f"'{name}' in {count}" for name, count in taken.most_common())
         final = f" The final model: '{settled(here.workdir, folds)}'." if arm == "transfer" else ""
         said.append(f"Recipes that the folds of {arm} chose on their inner splits: {shown} of {taken.total()}.{final}")

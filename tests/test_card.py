@@ -65,6 +65,11 @@ def test_what_neither_the_run_derives_nor_the_file_asks_is_nothing():
         ({"source": {"init_from": "x.pth"}}, "initial", "From the weights of x.pth."),
         ({"target": {"select": "inner"}}, "selection", "Each fold took its best epoch"),
         ({"target": {"data": "none"}}, "updating", "No: training began with random weights."),
+        ({}, "training", "sgd, learning rate 0.05 for batches of 256, scaled linearly to these"),
+        ({"target": {"arms": "transfer"}}, "updating", "was fine-tuned with a new head."),
+        ({"target": {"arms": "transfer,probe"}}, "updating", "with a new head; the baselines say"),
+        ({"target": {"recipes": "long"}}, "selection", "All folds took the recipe long."),
+        ({"target": {"recipes": "long,probe"}}, "selection", "Each fold took one of long, probe, as many as"),
         ({}, "ensemble", "from one view of each image"),
         ({"evaluation": {"views": "dihedral"}}, "ensemble", "the mean over the 8 flips and quarter turns"),
         ({"target": {"sampling": "balanced"}}, "imbalance", "rare classes are drawn as often"),
@@ -74,6 +79,18 @@ def test_what_neither_the_run_derives_nor_the_file_asks_is_nothing():
 def test_the_method_is_told_as_it_is_set(change, key, sentence):
     facts = CardFacts("rcmnet", ("a", "b"), config=to_dict(from_dict(change)))
     assert any(sentence in line for line in answers(facts)[key])
+
+
+def test_the_shipped_network_is_told_of_by_the_recipe_that_it_took():
+    config = to_dict(from_dict({"target": {"recipes": "balanced,long,probe", "epochs": 40.0}}))
+    told = {
+        recipe: answers(CardFacts("rcmnet", ("a", "b"), config=config, provenance={"recipe": recipe}))
+        for recipe in ("balanced", "long", "probe")
+    }
+    assert any("rare classes are drawn as often" in line for line in told["balanced"]["imbalance"])
+    assert any("Transfer: 80 epochs" in line for line in told["long"]["training"])
+    assert "Transfer: a linear probe alone." in told["probe"]["training"]
+    assert told["probe"]["updating"][0].startswith("No: a linear head was fitted")
 
 
 def test_known_items_are_filled_in_and_leave_the_missing_list():

@@ -19,6 +19,7 @@ from rcmnet_jax.convert import convert
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.predict import forward
+from rcmnet_jax.export.weights import write_weights
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 from tests.commands import run
@@ -93,11 +94,25 @@ def test_gates_that_a_file_brings_are_as_they_were_trained(tmp_path):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert not initial.is_imported(str(tmp_path / "w.safetensors"))
     for imported in (True, False):
-        (tmp_path / "architecture.json").write_text(json.dumps({"imported": imported}))
+        (tmp_path / "architecture.json").write_text(json.dumps({"imported": imported, "model": {}}))
         assert initial.is_imported(str(tmp_path / "w.safetensors")) == imported
-    (tmp_path / "architecture.json").write_text("{}")
-    with pytest.raises(UserError, match=r"architecture\.json: does not say how the model was made"):
+    (tmp_path / "architecture.json").write_text("[]")  # another project's
+    assert not initial.is_imported(str(tmp_path / "w.safetensors"))
+    (tmp_path / "architecture.json").write_text("{")
+    with pytest.raises(UserError, match=r"architecture\.json: cannot be read"):
         initial.is_imported(str(tmp_path / "w.safetensors"))
+
+
+def test_an_export_of_ours_is_read_back_as_the_model_that_it_was(tmp_path):
+    """Its gates are twice as wide by a setting, which no name or shape of the weights tells."""
+    gated = Network(ModelConfig(name="resnet18_cbam", width=8, gate="identity"), classes=3, image_size=32)
+    bundles.write(tmp_path / "b", Bundle(gated, ("a", "b", "c"), ImageRule(32), *gated.init(0), {}))
+    (tmp_path / "e").mkdir()
+    write_weights(bundles.load(tmp_path / "b"), tmp_path / "e")
+    made = convert(tmp_path / "e" / "model.safetensors", tmp_path / "again", "resnet18_cbam", size=32)
+    assert made.network.config == gated.config
+    with pytest.raises(UserError, match=r"its model\.gate is 'identity', here it is 'auto'"):
+        initial.load(str(tmp_path / "e" / "model.safetensors"), network("resnet18_cbam"), gated.init(1))
 
 
 def test_a_bundle_without_gates_opens_those_of_a_model_that_starts_from_it(tmp_path):

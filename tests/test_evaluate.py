@@ -36,7 +36,9 @@ def test_evaluating_tables_writes_the_contracts_files(tmp_path):
 
 def test_evaluating_one_table_writes_no_comparison(tmp_path):
     write_table(example(), tmp_path / "a.csv")
-    evaluate_tables([tmp_path / "a.csv"], tmp_path / "out")
+    write_table(example(signal=1.0), tmp_path / "b.csv")
+    evaluate_tables([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "out")
+    evaluate_tables([tmp_path / "a.csv"], tmp_path / "out")  # of the earlier one nothing stays
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"metrics.json", "report.html", "figures"}
 
 

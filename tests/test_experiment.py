@@ -213,6 +213,12 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, words, sentence):
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
 
 
+def test_a_fault_in_a_users_config_file_is_one_sentence(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return misspelt()\n")
+    status, _, err = launch(tmp_path / "run", config=str(tmp_path / "mine.py"))
+    assert (status, err) == (2, "error: Command line: name 'misspelt' is not defined\n")
+
+
 def test_a_pretraining_alone_leaves_its_own_bundle_at_the_top(tmp_path):
     status, out, err = launch(tmp_path / "pbc", config="configs/pbc.py:smoke")
     assert status == 0, err

@@ -157,6 +157,16 @@ def test_missing_added_and_absent_sums_are_each_named(tmp_path):
     assert files.verify_sums(folder, extra=False) == ["deep/x is missing"]
 
 
+def test_what_would_spoil_a_bundle_is_refused_however_deep(tmp_path, monkeypatch):
+    (tmp_path / "bundle" / "deep").mkdir(parents=True)
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    files.refuse_within_bundle(tmp_path / "beside", "--output")
+    monkeypatch.chdir(tmp_path / "bundle" / "deep")
+    for inside in (tmp_path / "bundle" / "new", Path("new"), Path("../x/y.csv")):
+        with pytest.raises(UserError, match="--output=.* lies within a bundle"):
+            files.refuse_within_bundle(inside, "--output")
+
+
 @given(st.lists(st.lists(st.text('a\r\n",', max_size=4), min_size=2, max_size=2)))
 def test_csv_is_read_as_it_was_written_line_breaks_within_cells_too(rows):
     assert list(csv.reader(io.StringIO(files.csv_text(rows), newline=""), strict=True)) == rows

@@ -107,10 +107,12 @@ def test_classes_that_cannot_be_get_no_probability_and_are_in_no_prediction_set(
 )
 def test_a_table_takes_no_place_where_it_would_destroy_something(tmp_path, place, said):
     (tmp_path / "m.csv").write_text("path,label\n")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "bundle.json").write_text("{}")
     with pytest.raises(UserError, match=said):
         predict(tmp_path / "b", str(tmp_path / "m.csv"), tmp_path / place)
     assert (tmp_path / "m.csv").read_text() == "path,label\n"
-    assert not (tmp_path / "b").exists()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["bundle.json"]
 
 
 @pytest.mark.parametrize(("flags", "said"), [([1] * 9 + [0] * 91, True), ([1] * 3 + [0] * 97, False), ([1, 0], False)])

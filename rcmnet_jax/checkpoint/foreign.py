@@ -52,15 +52,30 @@ def as_trees(path: Path, state: State) -> tuple[Tree, Tree]:
         raise UserError(f"{path}: not a network's state dict ({error}). Take a sound copy.") from error
 
 
+def described(path: Path) -> Mapping[str, Any]:
+    """What an export of ours says, beside the file of its weights, of the model that they are of; else empty.
+
+    Raises:
+      UserError: a description that cannot be read.
+    """
+    beside = path.with_name("architecture.json")
+    if not beside.is_file():
+        return {}
+    try:
+        facts = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{beside}: cannot be read ({error}). Take a sound copy, or put the weights elsewhere."
+        ) from error
+    ours = isinstance(facts, dict) and isinstance(facts.get("model"), dict) and "imported" in facts
+    return {"imported": bool(facts["imported"]), "model": facts["model"]} if ours else {}
+
+
 def is_imported(path: Path, state: State) -> bool:
     """Whether these weights come from a model without gates; gates of an export of ours are as its description says."""
     if not any("cbam" in name for name in state):
         return True
-    beside = path.with_name("architecture.json")
-    try:
-        return bool(json.loads(beside.read_text(encoding="utf-8"))["imported"]) if beside.is_file() else False
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{beside}: does not say how the model was made ({error}). Take a sound copy.") from error
+    return bool(described(path).get("imported", False))
 
 
 def _array(value: Any) -> np.ndarray | None:

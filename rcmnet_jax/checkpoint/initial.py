@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax.checkpoint import foreign, published
 from rcmnet_jax.checkpoint.transfer import Report, transfer
-from rcmnet_jax.config import parts_of
+from rcmnet_jax.config import parts_of, to_dict
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import SUMS, sha256_bytes, sha256_file
 
@@ -87,10 +87,12 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
 
         found = bundle.load(place)
         params, stats = found.params, found.batch_stats
-        for name in _FORM:
-            theirs, ours = getattr(found.network.config, name), getattr(network.config, name)
-            if theirs != ours:
-                raise UserError(f"{place}: its model.{name} is {theirs!r}, here it is {ours!r}. Set both alike.")
+        theirs = to_dict(found.network.config)
     else:
         params, stats = foreign.as_trees(place, foreign.read_state(place))
+        theirs = dict(foreign.described(place).get("model", {}))
+    for name in _FORM:
+        ours = getattr(network.config, name)
+        if theirs.get(name, ours) != ours:
+            raise UserError(f"{place}: its model.{name} is {theirs[name]!r}, here it is {ours!r}. Set both alike.")
     return transfer(params, stats, *start, head=network.head, position=network.is_position_table, allow_missing=True)

@@ -23,7 +23,7 @@ from rcmnet_jax.evaluation import adapt as adapting
 from rcmnet_jax.evaluation.calibration import Calibrated
 from rcmnet_jax.evaluation.overlay import PAGE, check_folder, write_overlays
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.files import refuse_within_bundle, write_atomic
 from rcmnet_jax.training.sharding import Placement
 
 _STRANGE = 0.05  # share of flagged images above which it is said; 0.01 of images like the training ones are flagged
@@ -50,7 +50,7 @@ def predict(
     Raises:
       UserError: a bundle or images that cannot be used, or a place that cannot be written to.
     """
-    _check_output(output, folder, spec)
+    _check_output(output, spec)
     if explain is not None:
         check_folder(explain)
     programs = runtime.enable_compilation_cache()
@@ -78,14 +78,13 @@ def predict(
     return table
 
 
-def _check_output(output: Path, bundle: Path, spec: str) -> None:
+def _check_output(output: Path, spec: str) -> None:
     """Refuses, before any work, a place for the table where it would destroy something; makes its folder."""
     if output.is_dir():
         raise UserError(f"--output={output}: is a folder. Name a CSV file.")
     if output.exists() and Path(spec).exists() and output.samefile(spec):
         raise UserError(f"--output={output}: is what is to be read. Name another file.")
-    if bundle.resolve() in output.resolve().parents:
-        raise UserError(f"--output={output}: lies within the bundle, which it would spoil. Name another place.")
+    refuse_within_bundle(output, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import explain
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.files import refuse_within_bundle, write_atomic
 
 if TYPE_CHECKING:
     from rcmnet_jax.bundle import Bundle
@@ -41,8 +41,9 @@ def check_folder(folder: Path) -> None:
     """Refuses a place where pictures would lie among other things, or over them.
 
     Raises:
-      UserError: `folder` is a file, or holds anything.
+      UserError: `folder` is a file, holds anything, or lies within a bundle.
     """
+    refuse_within_bundle(folder, "--explain")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--explain={folder}: is a file. Name a new folder.")
     if folder.is_dir() and any(folder.iterdir()):

@@ -15,14 +15,15 @@ from rcmnet_jax import files
 from rcmnet_jax.bundle import DISCLAIMER, Bundle
 from rcmnet_jax.config import ModelConfig, to_dict
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.files import write_atomic, write_json
+from rcmnet_jax.files import refuse_within_bundle, write_atomic, write_json
 from rcmnet_jax.models import MODELS, Network
 
 STANDALONE = Path(__file__).parent / "standalone"
 
 
 def refuse_occupied(output: Path) -> None:
-    """Raises UserError where `output` is a file or a folder with something in it."""
+    """Raises UserError where `output` is a file or a folder with something in it, or within a bundle."""
+    refuse_within_bundle(output, "--output")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already, and nothing is written over. Name a new folder.")
 

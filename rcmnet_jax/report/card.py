@@ -72,6 +72,7 @@ def render_card(facts: CardFacts) -> str:
 
 def answers(facts: CardFacts) -> dict[str, list[str]]:
     """Lines for each item that is known, by key."""
+    config = methods.under(facts.config, str(facts.provenance.get("recipe", "")))
     known = {
         "out_of_scope": [NOTICE],
         "classes": [", ".join(facts.classes)],
@@ -83,9 +84,9 @@ def answers(facts: CardFacts) -> dict[str, list[str]]:
         "audit": _audit(facts.findings),
         "baselines": list((facts.comparison or {}).get("sentences", [])),
         "calibration": story.calibrated(facts.calibration),
-        "training": [*_words(facts.provenance), *methods.settings(facts.config)],
+        "training": [*_words(facts.provenance), *methods.settings(config)],
         **(_evaluated(facts.metrics) if facts.metrics else {}),
-        **(methods.of_run(facts.config) if facts.config else {}),
+        **(methods.of_run(config) if config else {}),
         **(methods.of_evaluation(facts.model, facts.metrics, facts.comparison) if facts.metrics else {}),
         **(methods.of_data(facts.data, facts.metrics) if facts.data else {}),
     }

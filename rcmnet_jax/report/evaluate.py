@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, read_table
-from rcmnet_jax.files import write_atomic
+from rcmnet_jax.files import refuse_within_bundle, remove, write_atomic
 from rcmnet_jax.report.figures import standalone
 from rcmnet_jax.report.html import draw, render_with
 from rcmnet_jax.report.inputs import ImageReader, ReportInputs
@@ -33,6 +33,9 @@ def evaluate_tables(
     Raises:
       UserError: a table that cannot be read or joined, or an output that is no folder. Nothing is written then.
     """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output}: is a file. Name a folder.")
+    refuse_within_bundle(output / "metrics.json", "--output")
     tables = [read_table(path) for path in paths]
     names = _names(paths)
     facts = [{"table": path.name, "rows": len(table)} for path, table in zip(paths, tables, strict=True)]
@@ -49,8 +52,9 @@ def evaluate_tables(
     )
     figures = draw(inputs, metrics[0])
     page = render_with(inputs, metrics[0], figures)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output}: is a file. Name a folder.")
+    # What an earlier evaluation left there and this one has not would pass for its own.
+    for name in ("comparison.json", *(f"figures/{name}.svg" for name in figures)):
+        remove(output / name)
     for drawn in figures.values():
         if drawn is not None:
             write_atomic(output / "figures" / f"{drawn.name}.svg", standalone(drawn))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rcmnet_jax.config import from_dict, to_dict
 from rcmnet_jax.evaluation.metrics import HEADLINES
+from rcmnet_jax.recipes import RECIPES
 from rcmnet_jax.report import story
 from rcmnet_jax.report.inputs import DataFacts
 
@@ -35,11 +37,26 @@ def of_run(config: Mapping[str, Any]) -> Lines:
 
 def settings(config: Mapping[str, Any]) -> list[str]:
     """How each stage was trained, a line a stage."""
-    return [
-        f"{name}: {stage['epochs']:g} epochs, batches of {config['batch_size']}, {stage['optimizer']['name']}, "
-        f"learning rate {stage['optimizer']['learning_rate']:g}; augmentation and all else in config.json."
-        for name, stage in _stages(config).items()
-    ]
+    return [_setting(name, stage, config["batch_size"]) for name, stage in _stages(config).items()]
+
+
+def _setting(name: str, stage: Mapping[str, Any], batch: int) -> str:
+    if not stage["epochs"]:
+        return f"{name}: a linear probe alone."
+    rule, rate = stage["optimizer"]["name"], stage["optimizer"]["learning_rate"]
+    scaled = "linearly" if rule == "sgd" else "by the root"
+    return (
+        f"{name}: {stage['epochs']:g} epochs, batches of {batch}, {rule}, learning rate {rate:g} for batches of 256, "
+        f"scaled {scaled} to these; augmentation and all else in config.json."
+    )
+
+
+def under(config: Mapping[str, Any], recipe: str) -> Mapping[str, Any]:
+    """The run's config with what the recipe that the shipped network was trained by makes of it."""
+    if not (config and recipe in RECIPES):
+        return config
+    target = to_dict(RECIPES[recipe].apply(from_dict(config).target))
+    return {**config, "target": {**target, "recipes": config["target"]["recipes"]}}
 
 
 def of_evaluation(model: str, metrics: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> Lines:
@@ -91,7 +108,14 @@ def _carried_on(config: Mapping[str, Any]) -> str:
         return f"All layers of {given} were trained on." if given else "No: training began with random weights."
     body = f"{given} trained on {config['source']['data']}" if given else config["source"]["data"]
     body = body if "Pretraining" in used else given
-    return f"A body from {body} was fine-tuned with a new head; the baselines say what that changed."
+    compared = "; the baselines say what that changed" if len(config["target"]["arms"]) > 1 or _auto(config) else ""
+    if not config["target"]["epochs"]:
+        return f"No: a linear head was fitted on the features of a body from {body}{compared}."
+    return f"A body from {body} was fine-tuned with a new head{compared}."
+
+
+def _auto(config: Mapping[str, Any]) -> bool:
+    return tuple(config["target"]["arms"]) == ("auto",)
 
 
 def _together(config: Mapping[str, Any]) -> str:
@@ -111,8 +135,11 @@ def _selection(config: Mapping[str, Any]) -> list[str]:
     target = config["target"]
     if "Transfer" not in _stages(config):
         return ["The moving average of the weights at the last step: no result chose it."]
-    if target.get("recipes"):
-        first = f"Each fold took one of the recipes {', '.join(target['recipes'])} by a part of its training images."
+    if len(target.get("recipes", ())) == 1:
+        first = f"All folds took the recipe {target['recipes'][0]}."
+    elif target.get("recipes"):
+        tried = ", ".join(target["recipes"])
+        first = f"Each fold took one of {tried}, as many as the time let it try, by a part of its training images."
     elif target["select"] == "inner":
         first = "Each fold took its best epoch by a part of its training images."
     else:

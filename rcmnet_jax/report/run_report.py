@@ -154,11 +154,13 @@ def _trained(here: Run, data: Data) -> list[str]:
     if data.source is not None:
         sentences.append(f"Pretraining took {config.source.epochs:g} epochs from {start}.")
         if config.source.soft_folds or config.source.soft_labels:
+            said = "networks that had not seen it say of it" if config.source.soft_folds else "the tables given say"
             sentences.append(
-                f"Of each image's target there {100 * config.source.soft_weight:g}% is what networks that had not "
-                "seen it say of it, the rest its label."
+                f"Of each image's target there {100 * config.source.soft_weight:g}% is what {said}, the rest its label."
             )
-    if data.target is not None and config.target.recipes:
+    if data.target is not None and len(config.target.recipes) == 1:
+        sentences.append(f"Each fold was fine-tuned by the recipe '{config.target.recipes[0]}'.")
+    elif data.target is not None and config.target.recipes:
         sentences.append("Each fold was fine-tuned by the recipe that did best on its inner split.")
     elif data.target is not None:
         sentences.append(
