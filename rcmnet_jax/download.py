@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -22,6 +23,8 @@ from typing import IO, Any
 from rcmnet_jax import files
 from rcmnet_jax.errors import UserError
 
+_LOST = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
+_NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 _PIECE = 1 << 18  # bytes read at once
 _SLOWEST = 1024  # bytes in `stall` seconds: fewer count as none
 _ALGORITHMS = ("md5", "sha256")
@@ -192,7 +195,9 @@ def _fetch(remote: Remote, file: IO[bytes], stall: float, progress: Progress | N
     except urllib.error.HTTPError as error:
         with error:
             _answer(remote, file, error)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        if not isinstance(error, _LOST) and getattr(error, "errno", None) not in _NO_ROUTE:
+            raise  # the disk's
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
             raise UserError(f"{remote.url}: its certificate is not valid. Not fetched.") from error
         raise _Broken(

@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from rcmnet_jax import runtime
 from rcmnet_jax.config import AuditConfig
 from rcmnet_jax.data.audit import ERRORS, Audit, Finding, audit, audit_run, blocking, shortcuts, twins
+from rcmnet_jax.data.audit.duplicates import near_duplicates
 from rcmnet_jax.data.audit.hashing import VIEWS, hashes, near_pairs, thumbnails, undo
 from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
@@ -536,3 +537,32 @@ def test_small_images_on_the_ground_of_a_frame_are_no_copies_of_one_another(tmp_
     for rule in (ImageRule(64), ImageRule(64, frame=52), ImageRule(64, crop=0.5, frame=104)):
         names = twins(prepare(str(tmp_path / "data"), rule, cache=tmp_path / "cache"), AuditConfig())
         assert sorted(np.unique(names[names != ""], return_counts=True)[1].tolist()) == [2]
+
+
+def test_a_leak_between_the_targets_parts_does_not_hide_behind_a_copy_in_the_source(tmp_path):
+    source, target = plain(tmp_path / "source", start=1000), plain(tmp_path / "target")
+    source.add("a/copy.png", cell(0), "a", "g9", "test")
+    source.add("a/copy2.png", cell(2), "a", "g9", "test")
+    target.add("a/exact.png", cell(0), "a", "g9", "test")  # of one in training
+    target.add("a/jpeg.jpg", encoded(cell(2), "JPEG", quality=60), "a", "g9", "test")
+    one, two = opened(source, tmp_path), opened(target, tmp_path)
+    parts = holdout(one.examples, one.classes, seed=0, val_fraction=0.2)
+    folds, _ = cross_validation(two.examples, two.classes, folds="auto", seed=0, inner_fraction=0.2)
+    audit = audit_run(one, parts, two, folds, AuditConfig())
+    exact, near = (found(audit, f"{kind}_duplicate_across_splits") for kind in ("exact", "near"))
+    assert (exact.level, near.level) == ("error", "error")
+    assert frozenset(("a/000.png", "a/exact.png")) in pairs(exact)
+    assert frozenset(("a/002.png", "a/jpeg.jpg")) in pairs(near)
+
+
+@pytest.mark.parametrize("crops", [(0.65, 1.0), (1.0, 0.65), (0.9, 0.7)])
+def test_sets_of_which_more_or_less_of_the_frame_is_kept_are_compared_by_what_both_show(tmp_path, crops):
+    source, target = plain(tmp_path / "source", start=1000), plain(tmp_path / "target")
+    target.add("a/from_source.jpg", encoded(cell(1000), "JPEG", quality=70), "a", "g9", "test")
+    one, two = (
+        prepare(made.manifest(), dataclasses.replace(RULE, crop=crop), cache=tmp_path / "cache")
+        for made, crop in zip((source, target), crops, strict=True)
+    )
+    (pair,) = near_duplicates([one, two], 4)
+    assert one.examples.path[pair.first[1]] == "a/000.png"
+    assert two.examples.path[pair.second[1]] == "a/from_source.jpg"

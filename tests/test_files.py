@@ -163,7 +163,7 @@ def test_what_would_spoil_a_bundle_is_refused_however_deep(tmp_path, monkeypatch
     files.refuse_within_bundle(tmp_path / "beside", "--output")
     monkeypatch.chdir(tmp_path / "bundle" / "deep")
     for inside in (tmp_path / "bundle" / "new", Path("new"), Path("../x/y.csv")):
-        with pytest.raises(UserError, match="--output=.* lies within a bundle"):
+        with pytest.raises(UserError, match=r"--output=.* lies within a bundle"):
             files.refuse_within_bundle(inside, "--output")
 
 

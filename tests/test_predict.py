@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.apply import _say_strange, answered, predict, table_of
+from rcmnet_jax.evaluation.apply import _say_strange, _say_unknown, answered, predict, table_of
 from rcmnet_jax.evaluation.calibration import Calibrated, abstain
 from rcmnet_jax.evaluation.predict import BATCH, _batch, begin, forward, reestimate
 from rcmnet_jax.models import Network
@@ -113,6 +115,17 @@ def test_a_table_takes_no_place_where_it_would_destroy_something(tmp_path, place
         predict(tmp_path / "b", str(tmp_path / "m.csv"), tmp_path / place)
     assert (tmp_path / "m.csv").read_text() == "path,label\n"
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["bundle.json"]
+
+
+def test_labels_that_the_bundle_does_not_know_are_said_with_the_spelling_that_it_does(capsys):
+    bundle = bundles.load(BUNDLE)
+    names = (bundle.classes[0].upper(), bundle.classes[1], "other")
+    examples = SimpleNamespace(label=np.array([0, 0, 1, 2, -1]))
+    _say_unknown(bundle, SimpleNamespace(classes=names, examples=examples), Console())
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"warning: 2 images of '{names[0]}' have no label in the table")
+    assert first.endswith(f"; it has '{bundle.classes[0]}'.")
+    assert second == "warning: 1 images of 'other' have no label in the table: the bundle has no such class."
 
 
 @pytest.mark.parametrize(("flags", "said"), [([1] * 9 + [0] * 91, True), ([1] * 3 + [0] * 97, False), ([1, 0], False)])

@@ -52,6 +52,60 @@ def test_folders_named_train_and_test_are_splits_not_classes(tmp_path):
     assert {item.label for item in source.items} == {"a", "b"}
 
 
+@pytest.mark.parametrize("root", ["", "set/"])
+def test_strays_beside_the_folders_of_a_split_are_listed_and_make_no_classes_of_it(tmp_path, root):
+    names = [f"{root}{name}" for name in ("train/a/1.png", "train/over.png", "test/b/2.png")]
+    source = open_source(str(fill(tmp_path, *names, "logo.png")))
+    assert [(item.label, item.split) for item in source.items] == [("b", "test"), ("a", "train")]
+    assert reasons(source) == {"logo.png": "not in a class folder", "train/over.png": "not in a class folder"}
+
+
+def test_another_folder_beside_those_of_a_split_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"folders test, train are a split's.*there is 'extra' beside them"):
+        open_source(str(fill(tmp_path, "train/a/1.png", "test/a/2.png", "extra/a/3.png")))
+    kept = open_source(str(fill(tmp_path / "one", "a/x/1.png", "b/1.png", "test/x/1.png")))  # a class of that name
+    assert {item.label for item in kept.items} == {"a", "b", "test"}
+
+
+@pytest.mark.parametrize("names", [("Donor 1", "donor 1"), ("P-1", "P\u20111"), ("a", "a\u200b")])
+def test_groups_that_differ_only_in_spelling_are_refused(tmp_path, names):
+    fill(tmp_path, "1.png", "2.png")
+    rows = [f"{i}.png,x,{name}" for i, name in enumerate(names, 1)]
+    manifest = table(tmp_path / "m.csv", "path,label,group", *rows)
+    with pytest.raises(UserError, match="would count as another patient"):
+        open_source(str(manifest))
+    assert len(open_source(str(manifest), labelled=False).items) == 2
+
+
+def test_a_splits_file_without_groups_in_it_leaves_those_of_the_data(tmp_path):
+    fill(tmp_path, "1.png", "2.png")
+    manifest = table(tmp_path / "m.csv", "path,label,group", "1.png,x,p1", "2.png,y,p2")
+    splits = table(tmp_path / "s.csv", "path,split,group", "1.png,train,", "2.png,test,q")
+    assert [item.group for item in open_source(str(manifest), splits=str(splits)).items] == ["p1", "q"]
+
+
+def test_a_zips_names_in_utf8_without_the_mark_are_read_as_what_they_are(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        for name in ("lyme\u0301/1.png", "b/1.png"):
+            info = zipfile.ZipInfo("x" * len(name.encode()))
+            archive.writestr(info, png(0))
+    data = (tmp_path / "mac.zip").read_bytes()
+    for name in ("lyme\u0301/1.png", "b/1.png"):
+        data = data.replace(b"x" * len(name.encode()), name.encode())
+    (tmp_path / "mac.zip").write_bytes(data)
+    assert {item.label for item in open_source(str(tmp_path / "mac.zip")).items} == {"lyme\u0301", "b"}
+
+
+def test_a_zip_that_another_took_the_place_of_has_no_stamp(tmp_path):
+    for name in ("one", "two"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("a/1.png", png(0))
+        os.utime(tmp_path / f"{name}.zip", (0, 0))
+    source = open_source(str(tmp_path / "one.zip"))
+    (tmp_path / "two.zip").replace(tmp_path / "one.zip")
+    assert source.stamp() is None
+
+
 def test_hidden_files_other_kinds_and_strays_are_listed_with_a_reason(tmp_path):
     fill(tmp_path, "a/1.png", "a/.DS_169665.jpg", "__MACOSX/a/1.png", "stray.png")
     (tmp_path / "a/notes.txt").write_text("x")

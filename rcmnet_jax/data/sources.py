@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from rcmnet_jax.data.forms.archive import open_zip
-from rcmnet_jax.data.forms.base import Item, Skipped, Source, UnreadableError, is_image_name, refuse_clashes
+from rcmnet_jax.data.forms.base import (
+    Item,
+    Skipped,
+    Source,
+    UnreadableError,
+    is_image_name,
+    refuse_clashes,
+    refuse_group_clashes,
+)
 from rcmnet_jax.data.forms.folder import open_folder, open_image
 from rcmnet_jax.data.forms.manifest import open_manifest, read_rows, split_name, without_repeats
 from rcmnet_jax.errors import UserError
@@ -37,6 +45,8 @@ def open_source(spec: str, *, labelled: bool = True, splits: str = "", clashes: 
         refuse_clashes(source)
     if splits:
         _apply_splits(source, Path(splits).expanduser())
+    if labelled:
+        refuse_group_clashes(source)
     if not source.items:
         shown = "; ".join(f"{s.path}: {s.reason}" for s in source.skipped[:3])
         need = "with one sub-folder per class" if labelled else "in it"
@@ -92,7 +102,7 @@ def _missing(spec: str, path: Path) -> str:
 
 def _apply_splits(source: Source, file: Path) -> None:
     """Sets split and group from the user's CSV; other images are left out, rows without an image are said."""
-    rows, columns = read_rows(file, need=("path", "split"))
+    rows, _ = read_rows(file, need=("path", "split"))
     rows, repeats = without_repeats(rows, file)
     known = {item.path: item for item in source.items}
     left_out = {skipped.path for skipped in source.skipped}
@@ -110,7 +120,7 @@ def _apply_splits(source: Source, file: Path) -> None:
             continue
         if row.label.strip() and item.label is not None and row.label.strip() != item.label:
             raise UserError(f"{where}: label '{row.label}', but in DATA '{row.path}' is '{item.label}'. Correct one.")
-        kept[row.path] = replace(item, split=split, group=row.group if "group" in columns else item.group)
+        kept[row.path] = replace(item, split=split, group=row.group or item.group)
     if not kept:
         example = f"'{rows[0].path}'" if rows else "nothing"
         raise UserError(

@@ -14,7 +14,7 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import canary, intake, runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
-from rcmnet_jax.data.forms.base import UnreadableError
+from rcmnet_jax.data.forms.base import UnreadableError, clash
 from rcmnet_jax.data.images import ImageError, Pixels, decode
 from rcmnet_jax.data.prepare import HeldSet, PreparedSet, prepare
 from rcmnet_jax.data.sources import open_source
@@ -60,6 +60,7 @@ def predict(
         console.say(f"Taken as known: the images are of {', '.join(classes)} alone.")
     data = prepare(spec, bundle.rule, labelled=False, keep=False)
     intake.report_skipped("predict", data, console)
+    _say_unknown(bundle, data, console)
     placement = Placement.everywhere()
     canary.check(programs)
     if adapt:
@@ -125,6 +126,17 @@ def _adapted(
         console.say(f"  {sentence}")
     write_atomic(beside, json.dumps(facts, indent=2) + "\n")
     return made.bundle, shown, answers
+
+
+def _say_unknown(bundle: Bundle, data: PreparedSet, console: Console) -> None:
+    """A warning where images have labels that the bundle does not know, and the spelling that it does."""
+    known = {clash(name): name for name in bundle.classes}
+    held = set(np.unique(data.examples.label).tolist())
+    for k, name in enumerate(data.classes):
+        if k in held and name not in bundle.classes:
+            meant = f"; it has '{known[clash(name)]}'" if clash(name) in known else ""
+            count = int((data.examples.label == k).sum())
+            console.warn(f"{count} images of '{name}' have no label in the table: the bundle has no such class{meant}.")
 
 
 def _say_strange(answers: Calibrated, console: Console) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rcmnet_jax.data.audit.findings import Place
 from rcmnet_jax.data.audit.hashing import near_pairs, thumbnails, to_grey, undo
-from rcmnet_jax.data.audit.inspection import inspect, pictures
+from rcmnet_jax.data.audit.inspection import codes_of, crop_of, inspect, pictures
 
 if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
@@ -54,19 +54,25 @@ def exact_groups(sets: Sequence[PreparedSet]) -> list[list[Place]]:
 def near_duplicates(sets: Sequence[PreparedSet], distance: int) -> list[Pair]:
     """Pairs, over all sets, of one picture with other pixels, each verified by the correlation of its fine detail.
 
-    Of images with identical pixels only the first is compared.
+    Of images with identical pixels in one part of one set only the first is compared. Sets of which more or less of
+    the frame is kept are compared by what all of them show.
     """
     pixels = np.concatenate([s.examples.pixels for s in sets])
-    codes = np.concatenate([inspect(s).codes for s in sets])
-    first = np.unique(pixels, return_index=True)[1]
+    shown = min(crop_of(s) for s in sets)
+    codes = np.concatenate([(inspect(s).codes if crop_of(s) == shown else codes_of(s, shown)) for s in sets])
+    held = [f"{k}/{split}/{p}" for k, s in enumerate(sets)
+            for split, p in zip(s.examples.split.tolist(), s.examples.pixels.tolist(), strict=True)]  # fmt: skip
+    first = np.unique(held, return_index=True)[1]
     alone = np.sort(np.concatenate([first[pixels[first] != ""], np.flatnonzero(pixels == "")]))
     candidates = _candidates(codes[alone], distance)
+    ends = pixels[alone[candidates[:, :2]]]
+    candidates = candidates[(ends[:, 0] != ends[:, 1]) | (ends[:, 0] == "")]  # exact copies are no near ones
     places = _places(sets)
     found: dict[tuple[int, int], Pair] = {}
     for start in range(0, len(candidates), _CHUNK):
         part = candidates[start : start + _CHUNK]
         one, other = alone[part[:, 0]], alone[part[:, 1]]
-        alike = _correlations(sets, [places[i] for i in one], [places[j] for j in other], part[:, 2])
+        alike = _correlations(sets, [places[i] for i in one], [places[j] for j in other], part[:, 2], shown)
         for i, j, view, gap, value in zip(one, other, part[:, 2], part[:, 3], alike, strict=True):
             key = (int(i), int(j))
             if value >= SAME_PICTURE and (key not in found or found[key].correlation < value):
@@ -75,8 +81,8 @@ def near_duplicates(sets: Sequence[PreparedSet], distance: int) -> list[Pair]:
 
 
 def exact_pairs(groups: Sequence[Sequence[Place]]) -> list[Pair]:
-    """Each group as pairs with its first image."""
-    return [Pair(group[0], other, True, 0, 0, 1.0) for group in groups for other in group[1:]]
+    """Each group as pairs: all of a small one, so that no pair across two parts hides behind a third image."""
+    return [Pair(group[i], group[j], True, 0, 0, 1.0) for group in groups for i, j in _within(np.arange(len(group)))]
 
 
 def _places(sets: Sequence[PreparedSet]) -> list[Place]:
@@ -113,15 +119,15 @@ def _within(crowd: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _correlations(
-    sets: Sequence[PreparedSet], one: list[Place], other: list[Place], views: npt.NDArray[np.int64]
+    sets: Sequence[PreparedSet], one: list[Place], other: list[Place], views: npt.NDArray[np.int64], shown: float
 ) -> npt.NDArray[np.float32]:
-    """(M,) correlation of the detail of each pair, the second image shown in its view."""
+    """(M,) correlation of the detail of each pair's middle share `shown`, the second image shown in its view."""
     wanted = sorted(set(one) | set(other))
     at = {place: i for i, place in enumerate(wanted)}
     thumbs = []
     for k, s in enumerate(sets):
         rows = np.array([row for number, row in wanted if number == k], np.int64)
-        thumbs += [thumbnails(to_grey(pictures(s, rows[i : i + _READ]))) for i in range(0, len(rows), _READ)]
+        thumbs += [thumbnails(to_grey(pictures(s, rows[i : i + _READ], shown))) for i in range(0, len(rows), _READ)]
     detail = _detail(np.concatenate(thumbs))
     mine, theirs = detail[[at[p] for p in one]], detail[[at[p] for p in other]]
     for view in np.unique(views):

@@ -58,12 +58,38 @@ def _inspect(prepared: PreparedSet) -> Inspection:
     return Inspection(codes, *facts.T)
 
 
-def pictures(prepared: PreparedSet, rows: npt.NDArray[np.int64]) -> Pixels:
+def crop_of(prepared: PreparedSet) -> float:
+    """The central share of an image's side that `pictures` shows."""
+    return 1.0 if prepared.rule.frame else prepared.rule.crop
+
+
+def codes_of(prepared: PreparedSet, crop: float) -> Hashes:
+    """(N, 8) perceptual hashes as in `Inspection`, of the central share `crop` of each image's side."""
+    n, step = len(prepared.examples.label), max(1, _PIXELS // prepared.rule.size**2)
+    parts = [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
+    return np.concatenate([hashes(thumbnails(to_grey(pictures(prepared, rows, crop)))) for rows in parts])
+
+
+def pictures(prepared: PreparedSet, rows: npt.NDArray[np.int64], crop: float = 0.0) -> Pixels:
     """The prepared images (B, S, S, 3) of some rows, each enlarged until it is seen whole where the rule has a frame.
 
     The ground that a frame lays around small images is alike in all, and would make one of any two of them a copy of
     the other.
+
+    Args:
+      crop: central share of an image's side to be shown, at most what the set keeps; 0: all that it keeps.
     """
+    images, own = _whole(prepared, rows), crop_of(prepared)
+    if not crop or crop >= own:
+        return images
+    side, cut = images.shape[1], images.shape[1] * (1 - crop / own) / 2
+    box = (cut, cut, side - cut, side - cut)
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box)) for image in images]
+    )
+
+
+def _whole(prepared: PreparedSet, rows: npt.NDArray[np.int64]) -> Pixels:
     images, rule = prepared.images(rows), prepared.rule
     if not rule.frame:
         return images

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
-import time
 import zipfile
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rcmnet_jax.data.forms.base import (
     UnreadableError,
     by_folder,
     printable,
-    stamp_of,
+    stamp_of_zip,
 )
 from rcmnet_jax.errors import UserError
 
@@ -37,7 +37,7 @@ class ZipSource(Source):
     ):
         super().__init__(spec, items, skipped)
         self._path, self._archive = path, archive
-        members = {printable(_plain(info.filename)): info for info in archive.infolist()}
+        members = {printable(_plain(info)): info for info in archive.infolist()}
         self._members = {item.path: members[root + item.path] for item in items}
 
     def read(self, item: Item) -> bytes:
@@ -49,10 +49,7 @@ class ZipSource(Source):
             raise UnreadableError(f"damaged member of the zip ({' '.join(str(error).split())[:100]})") from error
 
     def stamp(self) -> str | None:
-        try:
-            return stamp_of([(str(self._path), self._path.stat())], time.time())
-        except OSError:
-            return None
+        return stamp_of_zip(self._path, self._archive)
 
 
 def open_zip(spec: str, path: Path, *, labelled: bool) -> Source:
@@ -71,17 +68,22 @@ def open_zip(spec: str, path: Path, *, labelled: bool) -> Source:
     _refuse(spec, path, infos)
     skipped, names = [], []
     for info in infos:
-        name = printable(_plain(info.filename))
+        name = printable(_plain(info))
         if reason := _unusable(info):
             skipped.append(Skipped(name, reason))
         else:
             names.append(name)
-    root, items, more = by_folder(sorted(names), labelled=labelled)
+    root, items, more = by_folder(sorted(names), spec, labelled=labelled)
     skipped = [Skipped(s.path.removeprefix(root), s.reason) for s in skipped] + more
     return ZipSource(spec, path, archive, root, items, skipped)
 
 
-def _plain(name: str) -> str:
+def _plain(info: zipfile.ZipInfo) -> str:
+    """A member's name; UTF-8 that is not marked as such, as some packers leave it, is read as what it is."""
+    name = info.filename
+    if not info.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
     return name.replace("\\", "/")
 
 
@@ -89,14 +91,14 @@ def _refuse(spec: str, path: Path, infos: list[zipfile.ZipInfo]) -> None:
     """Refuses what no honest zip has: a name twice, members over one another, and a total beyond all measure."""
     seen: set[str] = set()
     for info in infos:
-        name = _plain(info.filename)
+        name = _plain(info)
         if name in seen:
             raise UserError(f"{spec}: '{printable(name)}' is in it twice, and the two may differ. Pack it again.")
         seen.add(name)
     end = -1
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
-            raise UserError(f"{spec}: '{printable(info.filename)}' shares bytes with another member. Not read.")
+            raise UserError(f"{spec}: '{printable(_plain(info))}' shares bytes with another member. Not read.")
         end = info.header_offset + info.compress_size
     total, size = sum(info.file_size for info in infos), path.stat().st_size
     if total > max(_MAX_TOTAL, _MAX_RATIO * size):
@@ -107,7 +109,7 @@ def _refuse(spec: str, path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 def _unusable(info: zipfile.ZipInfo) -> str:
     """Why a member is not read, by its entry alone; '' if it is."""
-    name, kind = _plain(info.filename), info.external_attr >> 16
+    name, kind = _plain(info), info.external_attr >> 16
     if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
         return "name climbs out of the zip"
     if any(part in ("", ".") for part in name.split("/")):

@@ -7,6 +7,7 @@ import lzma
 import os
 import stat
 import struct
+import time
 import unicodedata
 import zipfile
 import zlib
@@ -99,6 +100,17 @@ def stamp_of(files: Iterable[tuple[str, os.stat_result]], now: float) -> str | N
     return digest.hexdigest()
 
 
+def stamp_of_zip(path: Path, archive: zipfile.ZipFile) -> str | None:
+    """`stamp_of` an open zip; None where another file has taken its place since it was opened."""
+    try:
+        there = path.stat()
+        held = there if archive.fp is None else os.fstat(archive.fp.fileno())
+    except OSError:
+        return None
+    same = (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+    return stamp_of([(str(path), there)], time.time()) if same else None
+
+
 def is_image_name(name: str) -> bool:
     """Whether the ending of a file's name is that of an image."""
     return PurePosixPath(name).suffix.lower() in EXTENSIONS
@@ -131,28 +143,43 @@ def top_folder(paths: list[str]) -> str:
     return ""
 
 
-def by_folder(paths: list[str], *, labelled: bool) -> tuple[str, list[Item], list[Skipped]]:
+def by_folder(paths: list[str], spec: str, *, labelled: bool) -> tuple[str, list[Item], list[Skipped]]:
     """Items of a class folder from its files' paths: the root inside (see `top_folder`), the images, and the rest.
 
     The label is the first folder's name; where all first folders are named train, val or test, that is the split and
     the next folder is the label. Without `labelled`, images outside of any folder have the label None.
+
+    Raises:
+      UserError: folders of splits, with classes in them, beside others.
     """
     reasons = {path: junk_reason(path) for path in paths}
     good = [path for path in paths if not reasons[path]]
-    root = top_folder(good)
-    shorts = [path.removeprefix(root) for path in good]
-    by_split = bool(shorts) and all(s.count("/") >= 2 and s.split("/")[0].lower() in SPLITS for s in shorts)
+    within = [path for path in good if "/" in path] if labelled else good
+    root = top_folder(within)
+    shorts = [path.removeprefix(root) for path in within]
+    firsts = {short.split("/")[0] for short in shorts if "/" in short}
+    parts = {short.split("/")[0] for short in shorts if short.count("/") >= 2} & {
+        f for f in firsts if f.lower() in SPLITS
+    }
+    by_split = bool(parts) and (labelled or all(short.count("/") >= 2 for short in shorts))
+    others = sorted(first for first in firsts if first.lower() not in SPLITS)
+    if by_split and others:
+        if len(parts) > 1:
+            raise UserError(
+                f"{spec}: folders {', '.join(sorted(parts))} are a split's, with classes in them, but there is "
+                f"'{others[0]}' beside them. Move it elsewhere, or rename them if they are classes."
+            )
+        by_split = False
     items, skipped = [], []
     for path in paths:
         short = path.removeprefix(root)
         first, slash, rest = short.partition("/")
-        label, split = (
-            (rest.partition("/")[0], SPLITS[first.lower()]) if by_split and not reasons[path] else (first, "")
-        )
         if reasons[path]:
             skipped.append(Skipped(printable(short), reasons[path]))
-        elif slash or not labelled:
-            items.append(Item(short, label if slash else None, "", split))
+        elif by_split and "/" in rest:
+            items.append(Item(short, rest.partition("/")[0], "", SPLITS[first.lower()]))
+        elif not by_split and (slash or not labelled):
+            items.append(Item(short, first if slash else None, "", ""))
         else:
             skipped.append(Skipped(short, "not in a class folder"))
     return root, items, skipped
@@ -160,7 +187,10 @@ def by_folder(paths: list[str], *, labelled: bool) -> tuple[str, list[Item], lis
 
 def clash(label: str) -> str:
     """The form under which two labels count as the same but for case, space and Unicode spelling."""
-    return "".join(unicodedata.normalize("NFKC", label).casefold().split())
+    plain = unicodedata.normalize("NFKC", label).casefold()
+    kinds = {c: unicodedata.category(c) for c in set(plain)}
+    shown = (("-" if kinds[c] == "Pd" else c) for c in plain if kinds[c] != "Cf")  # dashes; characters that nobody sees
+    return "".join("".join(shown).split())
 
 
 def refuse_clashes(source: Source) -> None:
@@ -173,6 +203,18 @@ def refuse_clashes(source: Source) -> None:
             where = f"{source.spec}, line {line}" if line else source.spec
             apart = "only by case, space or Unicode spelling"
             raise UserError(f"{where}: class '{label}' differs from '{other}' {apart}. Use one form.")
+
+
+def refuse_group_clashes(source: Source) -> None:
+    """Raises a UserError where two groups differ only so: one patient would be on two sides of a split."""
+    groups: dict[str, str] = {}
+    for group in sorted({item.group for item in source.items if item.group}):
+        other = groups.setdefault(clash(group), group)
+        if other != group:
+            raise UserError(
+                f"{source.spec}: group '{group}' differs from '{other}' only by case, space or Unicode spelling, and "
+                "would count as another patient. Use one form."
+            )
 
 
 def read_plain(path: Path) -> bytes:

@@ -51,7 +51,7 @@ def open_folder(spec: str, folder: Path, *, labelled: bool) -> Source:
     """
     root = folder.resolve()
     paths, skipped, empty = _walk(spec, root)
-    inner, items, more = by_folder(paths, labelled=labelled)
+    inner, items, more = by_folder(paths, spec, labelled=labelled)
     root, skipped = root / inner, [Skipped(s.path.removeprefix(inner), s.reason) for s in skipped] + more
     held = {path.removeprefix(inner).split("/")[0] for path in paths}
     names = {printable(name.removeprefix(inner)) for name in empty}

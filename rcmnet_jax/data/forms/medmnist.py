@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rcmnet_jax.data.forms.base import DAMAGE, Item, Source, stamp_of
+from rcmnet_jax.data.forms.base import DAMAGE, Item, Source, stamp_of_zip
 from rcmnet_jax.data.images import MAX_PIXELS
 from rcmnet_jax.errors import UserError
 
@@ -85,10 +84,7 @@ class NpzSource(Source):
             return data
 
     def stamp(self) -> str | None:
-        try:
-            return stamp_of([(str(self._path), self._path.stat())], time.time())
-        except OSError:
-            return None
+        return stamp_of_zip(self._path, self._archive)
 
 
 def open_npz(spec: str, path: Path) -> Source:
