@@ -128,14 +128,14 @@ def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
 
     But each class keeps an image outside of it: where it would have none, a group comes out of the inner split.
     """
-    label, group = data.examples.label, data.examples.group
+    label, group, pixels = data.examples.label, data.examples.group, data.examples.pixels
     train = limited(label, group, fold.train, limit, seed)
     inner = np.intersect1d(fold.inner, train)
     for k in np.unique(label[train]):
         if k not in label[np.setdiff1d(train, inner)]:
             first = inner[label[inner] == k][0]
-            same = (group[inner] == group[first]) & (group[first] != "")
-            inner = inner[~same & (inner != first)]
+            same = [(column[inner] == column[first]) & (column[first] != "") for column in (group, pixels)]
+            inner = inner[~(same[0] | same[1] | (inner == first))]
     return Fold(train, inner, fold.test)
 
 

@@ -142,6 +142,22 @@ def test_the_fast_jpeg_path_gives_pillows_bits(options, grey):
         np.testing.assert_array_equal(decode(data), np.asarray(opened.convert("RGB")))
 
 
+def test_a_tiff_of_16_bits_whose_zero_is_white_is_no_negative():
+    grey = np.linspace(0, 65535, 6).astype(np.uint16).reshape(2, 3)
+    data = packed(Image.fromarray(grey), "tiff")
+    white = struct.pack("<HHI", 262, 3, 1)
+    assert data.count(white) == 1
+    at = data.index(white) + len(white)
+    turned = data[:at] + struct.pack("<H", 0) + data[at + 2 :]
+    np.testing.assert_array_equal(decode(turned), 255 - decode(data))
+
+
+def holed(data):
+    """A JPEG with zeros in the middle of its scan, as a broken copy leaves them."""
+    half = len(data) // 2
+    return data[:half] + bytes(400) + data[half + 400 :]
+
+
 def test_cmyk_jpeg_takes_pillows_path():
     data = packed(Image.fromarray(smooth()).convert("CMYK"), "jpeg")
     image, form = decode_as(data)
@@ -160,6 +176,8 @@ def test_cmyk_jpeg_takes_pillows_path():
         (packed(smooth(), "jpeg")[:100], "image"),
         (packed(Image.fromarray(np.ones((2, 2), np.float32)), "tiff"), "floating-point"),
         (packed(Image.fromarray(np.full((2, 2), 70000, np.int32)), "tiff"), "beyond 16 bits"),
+        (packed(Image.fromarray(np.full((2, 2), 200, np.int32)), "tiff"), "beyond 16 bits"),
+        (holed(packed(smooth(360, 363), "jpeg")), "premature end of data segment"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,6 +57,10 @@ class ImageRule:
         """The rule that `to_dict` gave."""
         known = {"frame": 0, **values}  # rules from before there was a frame have none
         return cls(**{f.name: known[f.name] for f in dataclasses.fields(cls)})
+
+
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF: bits a sample; 0 where white is zero, which Pillow heeds in 8 bits alone
+_TOO_DEEP = "grey values beyond 16 bits; save it as 8 or 16 bit"
 
 
 def decode(data: bytes) -> Pixels:
@@ -125,7 +129,10 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
         if colours not in ("YCbCr", "Gray") or not 0 < height * width <= MAX_PIXELS:
             return None
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
-    except ValueError:
+    except ValueError as error:
+        # Pillow would fill in grey. Stray bytes before a marker may be no loss, and are left to it.
+        if any(loss in str(error) for loss in ("premature end of data segment", "bad Huffman code")):
+            raise ImageError(f"damaged image ({error})") from error
         return None
 
 
@@ -134,7 +141,11 @@ def _to_rgb(picture: Image.Image) -> Pixels:
     picture.load()
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I"):
-        return _from_deep_grey(np.asarray(upright))
+        tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+        if max(tags.get(_BITS, (16,))) > 16:
+            raise ImageError(_TOO_DEEP)
+        grey = np.asarray(upright).astype(np.int64)
+        return _from_deep_grey(65535 - grey if tags.get(_PHOTOMETRIC) == 0 else grey)
     if upright.mode == "F":
         raise ImageError("floating-point pixels have no fixed scale; save it as 8 or 16 bit")
     if upright.has_transparency_data:
@@ -146,10 +157,9 @@ def _to_rgb(picture: Image.Image) -> Pixels:
 
 def _from_deep_grey(grey: npt.NDArray[Any]) -> Pixels:
     """Grey of up to 16 bits to RGB: 65535 / 257 = 255, so white stays white."""
-    values = grey.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError("grey values beyond 16 bits; save it as 8 or 16 bit")
-    return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ImageError(_TOO_DEEP)
+    return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def border(image: npt.NDArray[np.uint8]) -> Pixels:

@@ -95,12 +95,14 @@ class PixelReader:
                 options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
                 self._reader = ArrayRecordReader(str(self._path), **options)
             records = self._reader.read([int(row) for row in rows]) if len(rows) else []
-        except (RuntimeError, OSError) as error:
+            made = np.empty((len(rows), *shape), np.uint8)
+            for place, record in enumerate(records):
+                made[place] = np.frombuffer(record, np.uint8).reshape(shape)
+        except (RuntimeError, OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                (self._path.parent / files.SUMS).unlink()  # of a large set only this tells the next run
             words = " ".join(str(error).split())[:200]
             raise UserError(f"{self._path}: damaged ({words}). Run again to prepare it anew.") from error
-        made = np.empty((len(rows), *shape), np.uint8)
-        for place, record in enumerate(records):
-            made[place] = np.frombuffer(record, np.uint8).reshape(shape)
         return made
 
 

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from rcmnet_jax.cli import guarded
+from rcmnet_jax.data.forms.base import UnreadableError
 from rcmnet_jax.errors import UserError
 
 NAMES = ("pbc", "bloodmnist")
@@ -23,12 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--from", dest="folder", help="folder that holds the published file already")
     options = parser.parse_args(arguments)
-    try:
-        print(f"tfds:{options.name} is prepared in {prepare(options.name, options.data_dir, options.folder)}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.status
-    return 0
+    return guarded(
+        lambda: print(f"tfds:{options.name} is prepared in {prepare(options.name, options.data_dir, options.folder)}")
+    )
 
 
 def prepare(name: str, data_dir: str | None = None, folder: str | None = None) -> Path:
@@ -40,7 +39,7 @@ def prepare(name: str, data_dir: str | None = None, folder: str | None = None) -
     own = re.split("[/:]", name)[0]
     if own not in NAMES:
         raise UserError(f"{name}: no builder of this package. Choose from {', '.join(NAMES)}.")
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not Path(folder).expanduser().is_dir():
         raise UserError(f"--from={folder}: no such folder. Name the one that holds the published file.")
     import tensorflow_datasets as tfds
 
@@ -50,8 +49,11 @@ def prepare(name: str, data_dir: str | None = None, folder: str | None = None) -
         builder = tfds.builder(name, data_dir=where, file_format="array_record")
     except (ValueError, tfds.core.DatasetNotFoundError) as error:
         raise UserError(f"{name}: {' '.join(str(error).split())[:200]}") from error
-    config = tfds.download.DownloadConfig(manual_dir=folder) if folder else tfds.download.DownloadConfig()
-    builder.download_and_prepare(download_config=config)
+    own_folder = {"manual_dir": str(Path(folder).expanduser().resolve())} if folder else {}
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**own_folder))
+    except UnreadableError as error:
+        raise UserError(f"{name}: {error} in the published file. Take the file away to have it downloaded.") from error
     return Path(builder.data_dir)
 
 

@@ -60,7 +60,7 @@ def open_tfds(spec: str, name: str, *, labelled: bool) -> Source:
     features = builder.info.features
     if "image" not in features or not isinstance(features["image"], tfds.features.Image):
         raise UserError(f"{spec}: has no feature 'image' (it has {', '.join(features)}). Choose an image set.")
-    names = getattr(features["label"], "names", None) if "label" in features else None
+    names, groups = (getattr(features[key], "names", None) if key in features else None for key in ("label", "group"))
     records, items = {}, {}
     try:
         for split in sorted(builder.info.splits):
@@ -70,7 +70,9 @@ def open_tfds(spec: str, name: str, *, labelled: bool) -> Source:
             word = SPLITS.get(split, split) if len(builder.info.splits) > 1 else ""
             for number, found in enumerate(_all_features(records[split])):
                 path = _text(found, "path") or f"{split}/{number:07d}"
-                items[Item(path, _label(found, names), _text(found, "group"), word)] = split, number
+                items[Item(path, _label(found, names), _text(found, "group", groups), word)] = split, number
+    except UserError as error:
+        raise UserError(f"{spec}: {error}") from error
     except (RuntimeError, OSError, ValueError, DecodeError) as error:
         raise UserError(
             f"{spec}: damaged ({' '.join(str(error).split())[:200]}). Delete it and prepare it again."
@@ -100,8 +102,13 @@ def _bytes(features: Any, name: str) -> bytes:
     return bytes(features[name].bytes_list.value[0])
 
 
-def _text(features: Any, name: str) -> str:
-    return _bytes(features, name).decode("utf-8", "backslashreplace") if name in features else ""
+def _text(features: Any, name: str, names: list[str] | None = None) -> str:
+    """A feature's text; of a number the name that it stands for, or its digits."""
+    if name not in features:
+        return ""
+    if len(values := features[name].int64_list.value) == 1:
+        return names[int(values[0])] if names else str(values[0])
+    return _bytes(features, name).decode("utf-8", "backslashreplace")
 
 
 def _label(features: Any, names: list[str] | None) -> str | None:
@@ -109,6 +116,10 @@ def _label(features: Any, names: list[str] | None) -> str | None:
     if "label" not in features:
         return None
     if values := features["label"].int64_list.value:
+        if len(values) > 1:
+            raise UserError(
+                f"an image has {len(values)} labels, where one class an image is learnt. Choose another set."
+            )
         number = int(values[0])
         return None if number < 0 else names[number] if names else str(number)
     return _text(features, "label") or None
