@@ -151,10 +151,10 @@ def _check_target(config: ExperimentConfig) -> None:
             f"config.target.select={target.select!r}: target.recipes uses the inner split, and no epoch can be chosen "
             "on it as well. Set select to last, or give no recipes."
         )
-    if target.budget_minutes and len(target.recipes) < 2:
+    if target.budget_minutes and not target.recipes:
         raise UserError(
             f"config.target.budget_minutes={target.budget_minutes:g}: is the time for trying target.recipes, of which "
-            "there are not two. Name several, or set it to 0."
+            "there are none. Name some, or set it to 0."
         )
 
 

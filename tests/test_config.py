@@ -103,7 +103,6 @@ def test_a_name_that_no_setting_has_is_refused(name, sentence):
         {"target": {"recipes": "default,frozen"}, "model": {"norm": "group"}},
         {"target": {"batch_norm": "reestimate"}, "model": {"name": "vit_s16"}},
         {"target": {"budget_minutes": 10.0}},
-        {"target": {"budget_minutes": 10.0, "recipes": "long"}},
         {"target": {"freeze_epochs": 8.0}},
         {"target": {"freeze_epochs": 1.0, "optimizer": {"name": "adamw"}}},
         {"source": {"pull": 0.01}},
