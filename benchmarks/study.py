@@ -86,7 +86,7 @@ def _one(study: str, name: str, seed: int, places: Mapping[str, str], work: Path
         "run": name,
         "seed": seed,
         "settings": settings(study, name),
-        "config_hash": config_hash(change(config, seed=own)),  # with places by name
+        "config_hash": config_hash(change(config, seed=own)),  # before places of data and weights are filled in
         "inputs": {which: facts["fingerprint"] for which, facts in inputs.items()},
         "seconds": None if begun_before else took,  # of an earlier part nobody knows
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -4,8 +4,9 @@
     python launch.py --config=configs/bloodmnist.py      64 px; presets :28, :128 and :224
 
 A downloaded file works as well: --config.source.data=bloodmnist_64.npz. Published at 64 px, ImageNet-pretrained
-ResNet-18, 3 seeds: 97.06 +- .11 (Doerrich et al., arXiv 2404.15786). Ours: not measured yet. The recipe is that of
-configs/pbc.py, but for the crop, which these images have had; --config.source.init_from=imagenet starts as theirs did.
+ResNet-18, 3 seeds: 97.06 +- .11 (Doerrich et al., arXiv 2404.15786). Ours: not measured yet. Augmentation, views
+and gentle rates are those of configs/pbc.py, without its crop, which these images have had; epochs and batches are this
+protocol's own, and no size is grown into. --config.source.init_from=imagenet starts as theirs did.
 
 MedMNIST's ACC and AUC are top1 and auroc here. Of its baselines' training (Adam, 1e-3, batches of 128, 100 epochs, the
 epoch with the best AUC on `val`) nothing is taken over: the recipe is this project's, and the last weights count.

@@ -39,7 +39,7 @@ class ModelConfig:
     cbam_placement: str = (
         "block"  # block: in every residual block, before the shortcut is added | stage: after each stage
     )
-    gate: str = "auto"  # paper | identity (gates start at 1) | auto: identity where weights are imported, else paper
+    gate: str = "auto"  # paper | identity (gates start at 1) | auto: identity for weights of a model without gates
     heads: int = 4  # self-attention heads, as in BoTNet
     position: str = "relative"  # relative | absolute | none: position term of the attention logits
 

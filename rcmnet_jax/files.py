@@ -157,10 +157,12 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def refuse_within_bundle(output: Path, option: str) -> None:
+def refuse_within_bundle(output: Path, option: str = "") -> None:
     """Raises a UserError where `output` lies within a bundle: a further file there would make it a damaged one."""
     if any((above / "bundle.json").is_file() for above in output.resolve().parents):
-        raise UserError(f"{option}={output}: lies within a bundle, which it would spoil. Name another place.")
+        raise UserError(
+            f"{option}{'=' * bool(option)}{output}: lies within a bundle, which it would spoil. Name another place."
+        )
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig
@@ -17,7 +18,7 @@ from rcmnet_jax.data import audit as auditing
 from rcmnet_jax.data import splits
 from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
-from rcmnet_jax.data.partition import limited
+from rcmnet_jax.data.partition import limited, units
 from rcmnet_jax.data.prepare import PreparedSet, cache_folder, prepare
 from rcmnet_jax.data.split_file import write_splits
 from rcmnet_jax.data.splits import Fold
@@ -110,7 +111,7 @@ def _folds(config: ExperimentConfig, target: PreparedSet) -> tuple[list[tuple[Fo
             twins=twins,
         )
         if asked.limit:
-            drawn = [_limited(target, fold, asked.limit, config.seed + seed) for fold in drawn]
+            drawn = [_limited(target, fold, twins, asked.limit, config.seed + seed) for fold in drawn]
             unchosen += sum(not len(fold.inner) for fold in drawn)
             said += f" Each fold trains on at most {asked.limit} images of a class (target.limit)."
         every.append(tuple(drawn))
@@ -123,19 +124,18 @@ def _folds(config: ExperimentConfig, target: PreparedSet) -> tuple[list[tuple[Fo
     return every, told
 
 
-def _limited(data: PreparedSet, fold: Fold, limit: int, seed: int) -> Fold:
+def _limited(data: PreparedSet, fold: Fold, twins: npt.NDArray[np.str_], limit: int, seed: int) -> Fold:
     """The fold with `limit` images a class to train on, of which those in its inner split stay there.
 
-    But each class keeps an image outside of it: where it would have none, a group comes out of the inner split.
+    But each class keeps an image outside of it: where it would have none, one comes out of the inner split, and with it
+    what no split may cut from it.
     """
-    label, group, pixels = data.examples.label, data.examples.group, data.examples.pixels
+    label, group = data.examples.label, data.examples.group
     train = limited(label, group, fold.train, limit, seed)
-    inner = np.intersect1d(fold.inner, train)
+    inner, unit = np.intersect1d(fold.inner, train), units(group, twins)
     for k in np.unique(label[train]):
         if k not in label[np.setdiff1d(train, inner)]:
-            first = inner[label[inner] == k][0]
-            same = [(column[inner] == column[first]) & (column[first] != "") for column in (group, pixels)]
-            inner = inner[~(same[0] | same[1] | (inner == first))]
+            inner = inner[unit[inner] != unit[inner[label[inner] == k][0]]]
     return Fold(train, inner, fold.test)
 
 

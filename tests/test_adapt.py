@@ -88,6 +88,30 @@ def test_batch_norm_sees_images_together_that_the_network_calls_alike(bundle, mo
     np.testing.assert_array_equal(called(seen[0]), [False] * 20 + [True] * 20)
 
 
+def test_batch_norm_takes_no_image_for_one_of_a_class_that_cannot_be(bundle, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "rcmnet_jax.evaluation.adapt.reestimate",
+        lambda _network, _params, batch_stats, images, _placement: seen.append(images) or batch_stats,
+    )
+    first = bundle.classes[0]
+
+    def logits(_, images, __):  # the first class is likeliest for dark images, the last for none
+        dark = images[..., 0].mean((1, 2)) <= 150
+        made = np.zeros((len(images), len(bundle.classes)))
+        made[dark, 0], made[:, 1] = 2.0, 1.0
+        return made
+
+    monkeypatch.setattr(bundles.Bundle, "logits", logits)
+    images = [smear(tint=(tint, 1, 1)) for tint in (1, 0.5) * 20]
+    adapted(bundle, images, "norm")
+    others = [name for name in bundle.classes if name != first]
+    adapted(bundle.among(others), images, "norm")
+    dark = [(part[..., 0].mean((1, 2)) <= 150).astype(int) for part in seen]
+    assert np.abs(np.diff(dark[0])).sum() == 1  # sorted into two heaps
+    assert np.abs(np.diff(dark[1])).sum() > 1  # all are of one class, and stay in the order that they were drawn in
+
+
 @pytest.mark.slow
 def test_the_same_images_are_adapted_to_the_same_bits(bundle):
     one, two = (adapted(bundle, THEIRS, "scale", "colour", "norm") for _ in range(2))

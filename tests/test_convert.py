@@ -115,6 +115,14 @@ def test_an_export_of_ours_is_read_back_as_the_model_that_it_was(tmp_path):
         initial.load(str(tmp_path / "e" / "model.safetensors"), network("resnet18_cbam"), gated.init(1))
 
 
+def test_settings_of_parts_that_an_export_has_not_are_not_compared(tmp_path):
+    bundles.write(tmp_path / "b", Bundle(network(), ("a", "b", "c"), ImageRule(32), *network().init(0), {}))
+    (tmp_path / "e").mkdir()
+    write_weights(bundles.load(tmp_path / "b"), tmp_path / "e")
+    gated = Network(ModelConfig(name="resnet18_cbam", width=8, gate="paper"), classes=3, image_size=32)
+    assert initial.load(str(tmp_path / "e" / "model.safetensors"), gated, gated.init(1))[2].of("loaded")
+
+
 def test_a_bundle_without_gates_opens_those_of_a_model_that_starts_from_it(tmp_path):
     bundles.write(tmp_path / "plain", Bundle(network(), ("a", "b", "c"), ImageRule(32), *network().init(0), {}))
     assert initial.is_imported(str(tmp_path / "plain"))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from configs.base import SMOKE, change
+from rcmnet_jax import bundle as bundles
+from rcmnet_jax.checkpoint import initial
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.intake import gather
 from rcmnet_jax.training.stop import StopRequest
+from tests.bad_input.case import BUNDLE
 from tests.commands import launch
 from tests.planting import encoded, table, write
 
@@ -80,6 +85,23 @@ def test_weights_that_changed_since_the_run_began_are_refused_before_anything_is
         begun()
     weights.write_bytes(b"one")
     assert begun() == before
+
+
+def test_weights_are_known_by_what_they_are_and_not_by_their_card(tmp_path):
+    whole = bundles.load(BUNDLE)
+    bundles.write(tmp_path / "one", whole)
+    bundles.write(tmp_path / "two", whole, card="Another card.\n")
+    first = initial.fingerprint(str(tmp_path / "one"))
+    assert initial.fingerprint(str(tmp_path / "two")) == first
+    bundles.write(tmp_path / "two", dataclasses.replace(whole, params=jax.tree.map(lambda x: x + 1, whole.params)))
+    assert initial.fingerprint(str(tmp_path / "two")) != first
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    plain = initial.fingerprint(str(tmp_path / "w.safetensors"))
+    seen = {plain}
+    for imported in (True, False):
+        (tmp_path / "architecture.json").write_text(json.dumps({"imported": imported, "model": {}}))
+        seen.add(initial.fingerprint(str(tmp_path / "w.safetensors")))
+    assert len(seen) == 3
 
 
 @pytest.mark.slow

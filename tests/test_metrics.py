@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import influence
@@ -265,13 +266,26 @@ def test_a_rare_class_that_is_all_right_is_bounded_by_its_own_images_under_seeds
     assert compute(whole)["per_class"]["x"]["specificity"]["low"] == pytest.approx(wilson(1.0, 100)[0], abs=1e-9)
 
 
+def test_how_sure_a_predictive_value_is_hangs_on_the_rows_that_were_called_so():
+    truth = np.repeat([0, 1], 100)
+    said = np.where(np.arange(200) < 2, 0, 1)  # of the first class two are called so, both rightly
+    path, label, p = [str(i) for i in range(200)], [("x", "y")[k] for k in truth], np.eye(2)[said]
+    twice = make_table(path * 2, np.r_[p, p], ("x", "y"), label=label * 2, seed=np.arange(2).repeat(200))
+    grouped = make_table(path, p, ("x", "y"), label=label, group=[f"g{i}" for i in range(200)])
+    for table in (twice, grouped):
+        assert compute(table)["per_class"]["x"]["ppv"]["low"] == pytest.approx(wilson(1.0, 2)[0], abs=1e-9)
+
+
 def test_a_class_in_one_group_has_the_spread_of_its_images():
-    truth = np.r_[np.zeros(20, int), np.ones(100, int)]
-    said = np.where(np.arange(120) % 10 < 8, truth, 1 - truth)
-    group = ["a"] * 20 + [f"b{i % 10 // 2}" for i in range(100)]
+    """Without it nothing is unsure here: within its one group the influences of its images sum to nothing."""
+    truth = np.r_[np.zeros(20, int), np.ones(200, int)]
+    said = np.r_[np.arange(20) % 10 >= 8, np.ones(200, bool)].astype(int)  # of the first class 16 of 20 right, else all
+    group = ["a"] * 20 + [f"b{i}" for i in range(200)]
     label = [("x", "y")[k] for k in truth]
-    table = make_table([str(i) for i in range(120)], np.eye(2)[said], ("x", "y"), label=label, group=group)
+    table = make_table([str(i) for i in range(220)], np.eye(2)[said], ("x", "y"), label=label, group=group)
     entry = compute(table)["balanced_accuracy"]
-    alone = 0.5 * np.sqrt(0.8 * 0.2 / 20)  # of the class's recall, half of which counts
-    assert entry["high"] - entry["low"] > 2 * alone
+    alone = 0.5 * np.sqrt(0.8 * 0.2 / 20)  # of the class's recall, half of which counts; one degree of freedom
+    step = stats.t.ppf(0.975, 1) * alone / (0.9 * 0.1)
+    limits = [special.expit(special.logit(0.9) + sign * step) for sign in (-1, 1)]
+    np.testing.assert_allclose([entry["low"], entry["high"]], limits, rtol=1e-6)
     assert any("the intervals take these images as if each were a group" in line for line in compute(table)["warnings"])

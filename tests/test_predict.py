@@ -126,6 +126,11 @@ def test_labels_that_the_bundle_does_not_know_are_said_with_the_spelling_that_it
     assert first.startswith(f"warning: 2 images of '{names[0]}' have no label in the table")
     assert first.endswith(f"; it has '{bundle.classes[0]}'.")
     assert second == "warning: 1 images of 'other' have no label in the table: the bundle has no such class."
+    many = SimpleNamespace(classes=[f"patient{k}" for k in range(200)], examples=SimpleNamespace(label=np.arange(200)))
+    _say_unknown(bundle, many, Console())
+    (line,) = capsys.readouterr().out.splitlines()  # and not a line a folder
+    assert "200 images of 'patient0', 'patient1'" in line
+    assert "and 195 more have no label" in line
 
 
 @pytest.mark.parametrize(("flags", "said"), [([1] * 9 + [0] * 91, True), ([1] * 3 + [0] * 97, False), ([1, 0], False)])

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import sys
+import time
 import tracemalloc
 import zipfile
 
@@ -63,11 +64,15 @@ def test_strays_beside_the_folders_of_a_split_are_listed_and_make_no_classes_of_
 def test_another_folder_beside_those_of_a_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"folders test, train are a split's.*there is 'extra' beside them"):
         open_source(str(fill(tmp_path, "train/a/1.png", "test/a/2.png", "extra/a/3.png")))
+    unlabelled = open_source(str(tmp_path), labelled=False)  # which prediction takes as it comes
+    assert len(unlabelled.items) == 3
     kept = open_source(str(fill(tmp_path / "one", "a/x/1.png", "b/1.png", "test/x/1.png")))  # a class of that name
     assert {item.label for item in kept.items} == {"a", "b", "test"}
 
 
-@pytest.mark.parametrize("names", [("Donor 1", "donor 1"), ("P-1", "P\u20111"), ("a", "a\u200b")])
+@pytest.mark.parametrize(
+    "names", [("Donor 1", "donor 1"), ("P-1", "P\u20111"), ("CD4-", "CD4\u2212"), ("a", "a\u200b")]
+)
 def test_groups_that_differ_only_in_spelling_are_refused(tmp_path, names):
     fill(tmp_path, "1.png", "2.png")
     rows = [f"{i}.png,x,{name}" for i, name in enumerate(names, 1)]
@@ -96,12 +101,15 @@ def test_a_zips_names_in_utf8_without_the_mark_are_read_as_what_they_are(tmp_pat
     assert {item.label for item in open_source(str(tmp_path / "mac.zip")).items} == {"lyme\u0301", "b"}
 
 
-def test_a_zip_that_another_took_the_place_of_has_no_stamp(tmp_path):
+def test_a_zip_that_another_took_the_place_of_has_no_stamp(tmp_path, monkeypatch):
+    now = time.time
+    monkeypatch.setattr("rcmnet_jax.data.forms.base.time.time", lambda: now() + 10)  # files just written count as old
     for name in ("one", "two"):
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             archive.writestr("a/1.png", png(0))
         os.utime(tmp_path / f"{name}.zip", (0, 0))
     source = open_source(str(tmp_path / "one.zip"))
+    assert source.stamp() is not None
     (tmp_path / "two.zip").replace(tmp_path / "one.zip")
     assert source.stamp() is None
 

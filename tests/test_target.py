@@ -17,6 +17,7 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import jobs, leaves, stages
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
+from rcmnet_jax.data.audit import twins
 from rcmnet_jax.data.partition import limited
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.evaluation import probe
@@ -178,7 +179,8 @@ def test_a_limit_leaves_images_of_each_class_to_train_on_while_choosing(begin):
     for seed in range(20):
         here, _, data = begin(f"run{seed}", limit=2)
         fold, label, group = data.folds[0][0], data.target.examples.label, data.target.examples.group
-        made = _limited(data.target, Fold(fold.train, fold.train[: seed % 7 * 4], fold.test), 2, seed)
+        alike = twins(data.target, here.config.audit)
+        made = _limited(data.target, Fold(fold.train, fold.train[: seed % 7 * 4], fold.test), alike, 2, seed)
         rest = np.setdiff1d(made.train, made.inner)
         assert set(label[rest]) == set(label[made.train])
         assert np.isin(made.inner, made.train).all()
@@ -187,6 +189,16 @@ def test_a_limit_leaves_images_of_each_class_to_train_on_while_choosing(begin):
         alone += len(np.intersect1d(whole, fold.train[: seed % 7 * 4])) > len(made.inner)
     assert alone  # somewhere an image had to come out
     assert here.config.target.limit == 2
+
+
+def test_what_no_split_may_cut_leaves_the_inner_split_together(begin):
+    """A near copy of an image that comes out of it must not stay to be chosen by."""
+    _, _, data = begin(limit=2)
+    fold, label = data.folds[0][0], data.target.examples.label
+    held = limited(label, data.target.examples.group, fold.train, 2, 0)
+    alike = np.full(len(label), "", "<U4")
+    alike[held] = "same"  # all of them, however they are grouped
+    assert _limited(data.target, Fold(fold.train, held, fold.test), alike, 2, 0).inner.tolist() == []
 
 
 def test_a_run_without_a_target_has_no_choice_to_tell_of(begin):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rcmnet_jax.models import Network
 
 Tree = dict[str, Any]
-_FORM = ("norm", "cbam_placement", "gate", "heads", "position")  # settings that change a model, but not its shapes
+# Settings that change a model, but not its shapes, each with the part that it is of.
+_FORM = {"norm": "", "cbam_placement": "cbam", "gate": "cbam", "heads": "mhsa", "position": "mhsa"}
 
 
 def is_imported(path: str) -> bool:
@@ -51,14 +52,15 @@ def place_of(path: str) -> Path:
 
 
 def fingerprint(path: str) -> str:
-    """SHA-256 of the weights named by a path; a bundle's card and calibration have no part in it.
+    """SHA-256 of the weights named by a path, with what says of which model they are; no card or calibration.
 
     Raises:
       UserError: nothing there, or a folder that is no bundle.
     """
     place = place_of(path)
     if not place.is_dir():
-        return sha256_file(place)
+        told = foreign.described(place)
+        return sha256_bytes(f"{sha256_file(place)} {sorted(told.items())}".encode()) if told else sha256_file(place)
     sums = place / SUMS
     if not sums.is_file():
         raise UserError(f"config.source.init_from={path}: is no bundle, it has no {SUMS}. Check the path.")
@@ -90,7 +92,9 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
         theirs = to_dict(found.network.config)
     else:
         params, stats = foreign.as_trees(place, foreign.read_state(place))
-        theirs = dict(foreign.described(place).get("model", {}))
+        told = foreign.described(place).get("model", {})
+        has = {"", *parts_of(told.get("name", ""))}
+        theirs = {name: told[name] for name, part in _FORM.items() if name in told and part in has}
     for name in _FORM:
         ours = getattr(network.config, name)
         if theirs.get(name, ours) != ours:

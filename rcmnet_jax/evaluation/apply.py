@@ -128,15 +128,19 @@ def _adapted(
     return made.bundle, shown, answers
 
 
-def _say_unknown(bundle: Bundle, data: PreparedSet, console: Console) -> None:
-    """A warning where images have labels that the bundle does not know, and the spelling that it does."""
+def _say_unknown(bundle: Bundle, data: PreparedSet, console: Console, most: int = 5) -> None:
+    """Warnings of labels that the bundle does not know: one for each that it spells otherwise, one for all others."""
     known = {clash(name): name for name in bundle.classes}
-    held = set(np.unique(data.examples.label).tolist())
-    for k, name in enumerate(data.classes):
-        if k in held and name not in bundle.classes:
-            meant = f"; it has '{known[clash(name)]}'" if clash(name) in known else ""
-            count = int((data.examples.label == k).sum())
-            console.warn(f"{count} images of '{name}' have no label in the table: the bundle has no such class{meant}.")
+    counts = {name: int((data.examples.label == k).sum()) for k, name in enumerate(data.classes)}
+    unknown = [name for name, count in counts.items() if count and name not in bundle.classes]
+    told = [([name], f"; it has '{known[clash(name)]}'") for name in unknown if clash(name) in known]
+    told.append(([name for name in unknown if clash(name) not in known], ""))
+    for names, meant in told:
+        if names:
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            shown = ", ".join(f"'{name}'" for name in names[:most]) + more
+            count = sum(counts[name] for name in names)
+            console.warn(f"{count} images of {shown} have no label in the table: the bundle has no such class{meant}.")
 
 
 def _say_strange(answers: Calibrated, console: Console) -> None:

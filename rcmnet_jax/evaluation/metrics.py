@@ -131,8 +131,12 @@ def _per_class(units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
     rates = [influence.rates(rows, k) for rows in outcomes]
     first = outcomes[0]
     real, said = int((first.truth == k).sum()), int((first.prediction == k).sum())
-    ours, rest = int(units.per_class[k]), len(np.unique(units.unit[units.truth != k]))
-    of = {"sensitivity": ours, "specificity": rest, "ppv": ours, "npv": rest}
+    ours = int(units.per_class[k])
+    called = np.zeros(len(units.unit), bool)
+    for rows, outcome in zip(units.seeds, outcomes, strict=True):
+        called[rows] = outcome.prediction == k
+    over = {"sensitivity": units.truth == k, "specificity": units.truth != k, "ppv": called, "npv": ~called}
+    of = {name: len(np.unique(units.unit[rows])) for name, rows in over.items()}
     below = {"sensitivity": real, "specificity": len(first.truth) - real, "ppv": said, "npv": len(first.truth) - said}
     return {
         "support": real,

@@ -23,7 +23,7 @@ STANDALONE = Path(__file__).parent / "standalone"
 
 def refuse_occupied(output: Path) -> None:
     """Raises UserError where `output` is a file or a folder with something in it, or within a bundle."""
-    refuse_within_bundle(output, "--output")
+    refuse_within_bundle(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already, and nothing is written over. Name a new folder.")
 

@@ -108,14 +108,10 @@ def _carried_on(config: Mapping[str, Any]) -> str:
         return f"All layers of {given} were trained on." if given else "No: training began with random weights."
     body = f"{given} trained on {config['source']['data']}" if given else config["source"]["data"]
     body = body if "Pretraining" in used else given
-    compared = "; the baselines say what that changed" if len(config["target"]["arms"]) > 1 or _auto(config) else ""
+    compared = "; the baselines say what that changed" if len(from_dict(config).arms) > 1 else ""
     if not config["target"]["epochs"]:
         return f"No: a linear head was fitted on the features of a body from {body}{compared}."
     return f"A body from {body} was fine-tuned with a new head{compared}."
-
-
-def _auto(config: Mapping[str, Any]) -> bool:
-    return tuple(config["target"]["arms"]) == ("auto",)
 
 
 def _together(config: Mapping[str, Any]) -> str:

@@ -48,10 +48,8 @@ def inspect(prepared: PreparedSet) -> Inspection:
 
 def _inspect(prepared: PreparedSet) -> Inspection:
     n = len(prepared.examples.label)
-    step = max(1, _PIXELS // prepared.rule.size**2)
     codes, facts = np.zeros((n, 8), np.uint64), np.zeros((n, 4), np.float32)
-    for start in range(0, n, step):
-        rows = np.arange(start, min(start + step, n))
+    for rows in _chunks(prepared):
         grey = to_grey(pictures(prepared, rows))
         codes[rows] = hashes(thumbnails(grey))
         facts[rows] = _measure(grey)
@@ -65,9 +63,14 @@ def crop_of(prepared: PreparedSet) -> float:
 
 def codes_of(prepared: PreparedSet, crop: float) -> Hashes:
     """(N, 8) perceptual hashes as in `Inspection`, of the central share `crop` of each image's side."""
+    shown = (to_grey(pictures(prepared, rows, crop)) for rows in _chunks(prepared))
+    return np.concatenate([hashes(thumbnails(grey)) for grey in shown])
+
+
+def _chunks(prepared: PreparedSet) -> list[npt.NDArray[np.int64]]:
+    """All rows, so many at a time as memory is kept for."""
     n, step = len(prepared.examples.label), max(1, _PIXELS // prepared.rule.size**2)
-    parts = [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
-    return np.concatenate([hashes(thumbnails(to_grey(pictures(prepared, rows, crop)))) for rows in parts])
+    return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def pictures(prepared: PreparedSet, rows: npt.NDArray[np.int64], crop: float = 0.0) -> Pixels:

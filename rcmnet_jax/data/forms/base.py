@@ -28,6 +28,7 @@ SPLITS = {
     "": "", "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+_APART = "only by case, space or Unicode spelling"
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db")
 MAX_FILE = 1 << 30  # bytes of one image file
 # What zipfile and NumPy's header reader raise on damaged bytes: besides their own, whatever they stumble on.
@@ -158,18 +159,15 @@ def by_folder(paths: list[str], spec: str, *, labelled: bool) -> tuple[str, list
     root = top_folder(within)
     shorts = [path.removeprefix(root) for path in within]
     firsts = {short.split("/")[0] for short in shorts if "/" in short}
-    parts = {short.split("/")[0] for short in shorts if short.count("/") >= 2} & {
-        f for f in firsts if f.lower() in SPLITS
-    }
-    by_split = bool(parts) and (labelled or all(short.count("/") >= 2 for short in shorts))
-    others = sorted(first for first in firsts if first.lower() not in SPLITS)
-    if by_split and others:
-        if len(parts) > 1:
-            raise UserError(
-                f"{spec}: folders {', '.join(sorted(parts))} are a split's, with classes in them, but there is "
-                f"'{others[0]}' beside them. Move it elsewhere, or rename them if they are classes."
-            )
-        by_split = False
+    deeper = {short.split("/")[0] for short in shorts if short.count("/") >= 2}
+    parts = sorted(name for name in deeper if name.lower() in SPLITS)
+    others = sorted(name for name in firsts if name.lower() not in SPLITS)
+    if labelled and others and len(parts) > 1:
+        raise UserError(
+            f"{spec}: folders {', '.join(parts)} are a split's, with classes in them, but there is '{others[0]}' "
+            "beside them. Move it elsewhere, or rename them if they are classes."
+        )
+    by_split = bool(parts) and not others and (labelled or all(short.count("/") >= 2 for short in shorts))
     items, skipped = [], []
     for path in paths:
         short = path.removeprefix(root)
@@ -189,32 +187,33 @@ def clash(label: str) -> str:
     """The form under which two labels count as the same but for case, space and Unicode spelling."""
     plain = unicodedata.normalize("NFKC", label).casefold()
     kinds = {c: unicodedata.category(c) for c in set(plain)}
-    shown = (("-" if kinds[c] == "Pd" else c) for c in plain if kinds[c] != "Cf")  # dashes; characters that nobody sees
+    # Dashes, the minus sign among them, are one; characters that nobody sees are none.
+    shown = (("-" if kinds[c] == "Pd" or c == "\u2212" else c) for c in plain if kinds[c] != "Cf")
     return "".join("".join(shown).split())
 
 
 def refuse_clashes(source: Source) -> None:
     """Raises a UserError where two labels differ only by case, space or Unicode spelling."""
-    seen: dict[str, str] = {}
     labels = {item.label for item in source.items if item.label is not None}
-    for line, label in sorted((source.line(label), label) for label in labels):
-        other = seen.setdefault(clash(label), label)
-        if other != label:
-            where = f"{source.spec}, line {line}" if line else source.spec
-            apart = "only by case, space or Unicode spelling"
-            raise UserError(f"{where}: class '{label}' differs from '{other}' {apart}. Use one form.")
+    if pair := _spelled_twice(sorted(labels, key=lambda label: (source.line(label), label))):
+        line = source.line(pair[1])
+        where = f"{source.spec}, line {line}" if line else source.spec
+        raise UserError(f"{where}: class '{pair[1]}' differs from '{pair[0]}' {_APART}. Use one form.")
 
 
 def refuse_group_clashes(source: Source) -> None:
     """Raises a UserError where two groups differ only so: one patient would be on two sides of a split."""
-    groups: dict[str, str] = {}
-    for group in sorted({item.group for item in source.items if item.group}):
-        other = groups.setdefault(clash(group), group)
-        if other != group:
-            raise UserError(
-                f"{source.spec}: group '{group}' differs from '{other}' only by case, space or Unicode spelling, and "
-                "would count as another patient. Use one form."
-            )
+    if pair := _spelled_twice(sorted({item.group for item in source.items if item.group})):
+        raise UserError(
+            f"{source.spec}: group '{pair[1]}' differs from '{pair[0]}' {_APART}, and would count as another patient. "
+            "Use one form."
+        )
+
+
+def _spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first of the names that clashes with an earlier one, after that one."""
+    seen: dict[str, str] = {}
+    return next(((seen[clash(name)], name) for name in names if seen.setdefault(clash(name), name) != name), None)
 
 
 def read_plain(path: Path) -> bytes:

@@ -103,11 +103,11 @@ def _bytes(features: Any, name: str) -> bytes:
 
 
 def _text(features: Any, name: str, names: list[str] | None = None) -> str:
-    """A feature's text; of a number the name that it stands for, or its digits."""
+    """A feature's text; of a number the name that it stands for, or its digits; '' for TFDS's -1 (not known)."""
     if name not in features:
         return ""
     if len(values := features[name].int64_list.value) == 1:
-        return names[int(values[0])] if names else str(values[0])
+        return "" if values[0] < 0 else names[int(values[0])] if names else str(values[0])
     return _bytes(features, name).decode("utf-8", "backslashreplace")
 
 
