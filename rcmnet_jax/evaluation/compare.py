@@ -12,9 +12,10 @@ from scipy import stats
 
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import influence
+from rcmnet_jax.evaluation.alignment import align
 from rcmnet_jax.evaluation.influence import Outcome
 from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, by_classes, make_units, without_variance
-from rcmnet_jax.evaluation.table import Floats, Ints, Table, reorder
+from rcmnet_jax.evaluation.table import Floats, Ints, Table
 
 LEVEL = 0.05
 DRAWS = 4000
@@ -27,7 +28,7 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
     For each pair and metric: the difference, a 95% paired bootstrap interval and two-sided p-value (images, or groups
     where there are any, drawn with replacement, the same for both; studentised, so that few groups give wide limits).
     For top-1 also McNemar's exact test, which needs independent images and one seed. Holm's correction over all pairs
-    keeps the chance of any false claim at 5%. Tables that disagree on an image's group are settled by `_grouping`, and
+    keeps the chance of any false claim at 5%. Tables that disagree on an image's group are settled by `alignment`, and
     a warning says so, as it does where they disagree on a file's SHA-256.
 
     Returns:
@@ -40,9 +41,7 @@ def compare(tables: Mapping[str, Table], *, seed: int = 0) -> dict[str, Any]:
     if len(tables) < 2:
         raise UserError("a comparison needs at least two tables. Give another one.")
     names = list(tables)
-    aligned, dropped = _aligned(tables)
-    clashes = _clashes(aligned)
-    aligned = _regrouped(aligned)
+    aligned, dropped, clashes = align(tables)
     units = make_units(aligned[names[0]])
     pairs = [_pair(units, aligned[names[0]], aligned[name], names[0], name, seed) for name in names[1:]]
     for metric in COMPARED:
@@ -127,77 +126,6 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
-def _aligned(tables: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, int]]:
-    """The tables on their common labelled paths, columns in the first's class order; and how many rows each lost."""
-    names = list(tables)
-    classes = tables[names[0]].classes
-    for name, table in tables.items():
-        if set(table.classes) != set(classes):
-            raise UserError(
-                f"{name}: its classes ({', '.join(table.classes)}) are not those of {names[0]} ({', '.join(classes)}). "
-                "Only predictions over the same classes can be compared."
-            )
-    common = set.intersection(*(set(t.path[t.label != ""].tolist()) for t in tables.values()))
-    if not common:
-        raise UserError(
-            f"{', '.join(names)} have no labelled image in common. Paths must be relative to the same data folder."
-        )
-    aligned, dropped = {}, {}
-    labels: dict[str, str] = {}
-    for name, table in tables.items():
-        keep = np.array([path in common and label != "" for path, label in zip(table.path, table.label, strict=True)])
-        dropped[name] = int((~keep).sum())
-        kept = reorder(table, classes).select(keep)
-        for path, label in zip(kept.path.tolist(), kept.label.tolist(), strict=True):
-            if labels.setdefault(path, label) != label:
-                raise UserError(f"{name}: '{path}' is '{label}' here but '{labels[path]}' in another table. Mend one.")
-        aligned[name] = kept
-    return aligned, dropped
-
-
-def _clashes(tables: Mapping[str, Table]) -> list[str]:
-    """Warnings of images of which the tables, or two rows of one, name different groups or SHA-256."""
-    found: dict[str, dict[str, set[str]]] = {"group": {}, "sha256": {}}
-    for table in tables.values():
-        for column, named in found.items():
-            for path, value in zip(table.path.tolist(), getattr(table, column).tolist(), strict=True):
-                if value:
-                    named.setdefault(path, set()).add(value.lower() if column == "sha256" else value)
-    count = {column: sum(len(values) > 1 for values in named.values()) for column, named in found.items()}
-    said = []
-    if count["group"]:
-        said.append(
-            f"{count['group']} images have different groups in the tables: those of the table with the fewest images "
-            "without a group, then the fewest groups, are used."
-        )
-    if count["sha256"]:
-        said.append(f"{count['sha256']} images have different sha256 in the tables: other files under the same path.")
-    return said
-
-
-def _grouping(tables: Mapping[str, Table]) -> dict[str, str]:
-    """The group of each path, '' for none, whatever the order of the tables.
-
-    Groups are taken of one table as a whole, since a mixture of two groupings can be finer than both: the one with the
-    fewest images without a group; of equals that with the fewest groups, whose intervals are the widest; of equals the
-    alphabetically first. What it leaves empty comes from the next one by that order.
-    """
-    given = []
-    for table in tables.values():
-        rows = sorted(zip(table.path.tolist(), table.group.tolist(), strict=True), reverse=True)
-        given.append({path: group for path, group in rows if group})  # rows that differ: the first by the alphabet
-    given.sort(key=lambda groups: (-len(groups), len(set(groups.values())), sorted(groups.items())))
-    return {path: group for groups in reversed(given) for path, group in groups.items()}
-
-
-def _regrouped(tables: Mapping[str, Table]) -> dict[str, Table]:
-    groups = _grouping(tables)
-    return {
-        name: dataclasses.replace(table, group=np.array([groups.get(p, "") for p in table.path.tolist()], np.str_))
-        for name, table in tables.items()
-    }
-
-
 def _outcomes(table: Table) -> list[tuple[Ints, Outcome]]:
     index = {name: k for k, name in enumerate(table.classes)}
     said = np.array([index[name] for name in table.prediction.tolist()], np.int64)
@@ -213,20 +141,19 @@ def _pair(units: Units, first: Table, second: Table, name: str, other: str, seed
     unit, truth = np.zeros((2, len(paths)), np.int64)
     unit[image], truth[image] = units.unit, units.truth
     metrics = {"top1": influence.top1, "balanced_accuracy": influence.balanced_accuracy}
-    right = np.zeros(len(paths))  # how much more often the first is
-    for sign, table in ((1, first), (-1, second)):
-        rows = np.array([place[path] for path in table.path.tolist()])
-        hits = (table.label == table.prediction) / len(np.unique(table.seed))
-        right += sign * np.bincount(rows, hits, len(paths))
+    images = [np.array([place[path] for path in table.path.tolist()]) for table in (first, second)]
+    hits = [
+        np.bincount(at, table.label == table.prediction, len(paths)) / len(np.unique(table.seed))
+        for at, table in zip(images, (first, second), strict=True)
+    ]
     for key, metric in metrics.items():
         values, pull = [], np.zeros(len(paths))
-        for sign, table in ((1, first), (-1, second)):
-            at = np.array([place[path] for path in table.path.tolist()])
+        for sign, at, table in zip((1, -1), images, (first, second), strict=True):
             parts = [(rows, metric(outcome)) for rows, outcome in _outcomes(table)]
             values.append(float(np.mean([part.value for _, part in parts if part.value is not None])))
             for rows, part in parts:
                 pull += sign * np.bincount(at[rows], part.influence, len(paths)) / len(parts)
-        shift = _Shift(values[0] - values[1], pull, unit, truth, right, by_class=key == "balanced_accuracy")
+        shift = _Shift(values[0] - values[1], pull, unit, truth, hits[0] - hits[1], by_class=key == "balanced_accuracy")
         found[key] = {"first": values[0], "second": values[1], **_difference(shift, units, seed)}
     if len(np.unique(first.seed)) == len(np.unique(second.seed)) == 1:
         order = {path: i for i, path in enumerate(second.path.tolist())}
@@ -240,14 +167,14 @@ def _pair(units: Units, first: Table, second: Table, name: str, other: str, seed
 
 @dataclasses.dataclass(frozen=True)
 class _Shift:
-    """A difference of two models, and of each image (M,) its influence on that, unit, class and right answers more."""
+    """How far one model is ahead of another, and of each of the M images what that comes from."""
 
     value: float
-    pull: Floats
-    unit: Ints
-    truth: Ints
-    right: Floats
-    by_class: bool
+    pull: Floats  # (M,) its influence on the value
+    unit: Ints  # (M,)
+    truth: Ints  # (M,)
+    right: Floats  # (M,) by how much the first has it right more often, as a share of the seeds
+    by_class: bool  # whether classes count alike
 
     def spread(self, units: Units) -> tuple[Floats, float, float]:
         """Influences summed by unit, the difference's standard error, and the degrees of freedom of that."""
