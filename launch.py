@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rcmnet_jax import runtime
 from rcmnet_jax.ahead import end_with
-from rcmnet_jax.cli import guarded
+from rcmnet_jax.cli import check_words, config_fault, guarded
 
 if __name__ == "__main__":
     runtime.use_huge_pages()
@@ -16,7 +16,7 @@ from absl import flags  # isort: skip  # rcmnet_jax comes first: it sets XLA's f
 from ml_collections import config_flags
 
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, check_setting, config_hash, from_dict
+from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict
 from rcmnet_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :PRESET if it has any.")
@@ -34,14 +34,12 @@ def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
         print(__doc__, flags.FLAGS.main_module_help(), sep="\n\n")
         raise SystemExit(0)
-    for word in argv[1:]:
-        if word.startswith(("--config.", "-config.")):
-            check_setting(word.lstrip("-").split("=")[0])
+    check_words(argv[1:])
     try:
         strays = flags.FLAGS(argv)[1:]
         values = None if _CONFIG.value is None else _CONFIG.value.to_dict()
     except _FAULTS as error:
-        raise UserError(f"Command line: {' '.join(str(error.args[0] if error.args else error).split())}") from error
+        raise config_fault(error) from error
     if strays:
         raise UserError(f"Command line: '{strays[0]}' belongs to no flag. Write --config.KEY=VALUE, without a space.")
     if values is None:

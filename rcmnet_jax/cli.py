@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 
+from rcmnet_jax.config import check_setting
 from rcmnet_jax.errors import Interrupted, RunError, UserError
 from rcmnet_jax.files import is_disk_full
 
 _NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_PACKAGE = Path(__file__).parent
+# What code that is not the user's lies in.
+_OTHERS = (*(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")), str(_PACKAGE),
+           str(_PACKAGE.parent / "launch.py"), "<frozen")  # fmt: skip
 
 
 def guarded(main: Callable[[], None]) -> int:
@@ -33,6 +42,45 @@ def guarded(main: Callable[[], None]) -> int:
     except MemoryError:
         return _report(UserError("The machine's memory does not hold this run. Lower batch_size or image_size."))
     return 0
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuses settings that do not exist and config files that are not there, which absl says unclearly or not at all.
+
+    Args:
+      words: of the command line, without the program's name.
+
+    Raises:
+      UserError: what is wrong, and the nearest setting that exists.
+    """
+    for word, following in pairwise([*words, ""]):
+        flag, given, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag.startswith("config."):
+            check_setting(flag)
+        elif word.startswith("-") and flag == "config":
+            file = (value if given else following).split(":")[0]
+            if not Path(file).is_file():
+                raise UserError(f"{file}: no such config file. Try --config=configs/cart.py.")
+
+
+def config_fault(error: Exception) -> UserError:
+    """What a config file or a flag raised, as a sentence: with the file and the line where it is in a config file."""
+    for one in _chain(error):
+        text = " ".join(str(one).split())
+        if isinstance(one, SyntaxError):
+            return UserError(f"{one.filename}, line {one.lineno}: {one.msg}. Mend the config file.")
+        frames = [frame for frame in traceback.extract_tb(one.__traceback__) if not frame.filename.startswith(_OTHERS)]
+        if frames:
+            place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+            return UserError(f"{place}: {type(one).__name__}: {text}. Mend the config file.")
+    return UserError(f"Command line: {' '.join(str(error.args[0] if error.args else error).split())}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The first exception of those that led to one another, then the next."""
+    if error is not None:
+        yield from _chain(error.__cause__ or error.__context__)
+        yield error
 
 
 def _machine_fault(error: OSError | RuntimeError) -> int:

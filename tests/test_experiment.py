@@ -213,10 +213,25 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, words, sentence):
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_a_fault_in_a_users_config_file_is_one_sentence(tmp_path):
-    (tmp_path / "mine.py").write_text("def get_config():\n    return misspelt()\n")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def get_config():\n    return misspelt()\n", "mine.py, line 2: NameError: name 'misspelt' is not defined"),
+        ("import sys\nsys.path.insert(0, FOLDER)\nfrom helper import get_config\n", "helper.py, line 2: KeyError"),
+        ("def get_config():\n    raise TypeError('no such thing')\n", "mine.py, line 2: TypeError: no such thing"),
+        ("def get_config():\n    return open('gone')\n", "mine.py, line 2: FileNotFoundError: "),
+        ("def get_config(:\n", "mine.py, line 1: invalid syntax"),
+        (None, "mine.py: no such config file. Try --config=configs/cart.py."),
+    ],
+)
+def test_a_fault_in_a_users_config_file_is_said_with_its_file_and_line(tmp_path, text, sentence):
+    (tmp_path / "helper.py").write_text("def get_config():\n    return {}['batch']\n")
+    if text:
+        (tmp_path / "mine.py").write_text(text.replace("FOLDER", repr(str(tmp_path))))
     status, _, err = launch(tmp_path / "run", config=str(tmp_path / "mine.py"))
-    assert (status, err) == (2, "error: Command line: name 'misspelt' is not defined\n")
+    assert status == 2
+    assert err.startswith(f"error: {tmp_path}/{sentence}")
+    assert err.count("\n") == 1
 
 
 def test_a_pretraining_alone_leaves_its_own_bundle_at_the_top(tmp_path):
