@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rcmnet_jax import runtime
 from rcmnet_jax.ahead import end_with
-from rcmnet_jax.cli import check_words, config_fault, guarded
+from rcmnet_jax.cli import CONFIG_FAULTS, check_words, config_fault, guarded
 
 if __name__ == "__main__":
     runtime.use_huge_pages()
@@ -16,17 +16,15 @@ from absl import flags  # isort: skip  # rcmnet_jax comes first: it sets XLA's f
 from ml_collections import config_flags
 
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, config_hash, from_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.settings import config_hash, from_dict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :PRESET if it has any.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; by default runs/CONFIG-HASH.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where several processes train together.")
 _PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
 _PROCESS = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
-# What absl raises, and what a config file can.
-_FAULTS = (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError,
-           NameError, ArithmeticError, AssertionError)  # fmt: skip
 
 
 def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
@@ -37,13 +35,11 @@ def parse(argv: list[str]) -> tuple[ExperimentConfig, Path]:
     check_words(argv[1:])
     try:
         strays = flags.FLAGS(argv)[1:]
-        values = None if _CONFIG.value is None else _CONFIG.value.to_dict()
-    except _FAULTS as error:
+        values = _CONFIG.value.to_dict()
+    except (flags.Error, *CONFIG_FAULTS) as error:
         raise config_fault(error) from error
     if strays:
         raise UserError(f"Command line: '{strays[0]}' belongs to no flag. Write --config.KEY=VALUE, without a space.")
-    if values is None:
-        raise UserError("Command line: --config is missing. Try --config=configs/cart.py.")
     config: ExperimentConfig = from_dict(values)
     check(config)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from rcmnet_jax.config import AugmentConfig, from_dict
+from rcmnet_jax.config import AugmentConfig
 from rcmnet_jax.data.images import ImageRule, decode, standardise
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.settings import from_dict
 
 MARGIN, TITLE, NAMES = 4, 22, 150  # pixels: gap between tiles' rows, height of a title, width of the classes' names
 

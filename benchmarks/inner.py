@@ -22,8 +22,9 @@ from benchmarks.contest import publish
 from configs.cart import get_config
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, from_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.recipes import Score
+from rcmnet_jax.settings import from_dict
 
 
 def scores(config: ExperimentConfig, folds: int) -> list[Score]:

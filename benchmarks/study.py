@@ -32,8 +32,9 @@ from typing import Any
 
 from benchmarks import study_tables
 from configs.ablation import STUDIES, Changes, get_config, settings
-from rcmnet_jax.config import ExperimentConfig, change, config_hash, from_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.files import write_atomic
+from rcmnet_jax.settings import change, config_hash, from_dict
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("top1", "balanced_accuracy", "macro_f1", "auroc", "nll", "ece")

@@ -17,8 +17,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.base import GROWN, PBC, RARELY_BLURRED, REAL, SHARP, SMOKE, SPEEDRUN, change, config_dict
-from rcmnet_jax.config import ExperimentConfig, suggestion
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.errors import UserError, suggestion
 
 Changes = dict[str, Any]
 

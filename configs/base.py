@@ -6,8 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcmnet_jax.config import ExperimentConfig, change, suggestion, to_dict
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.config import ExperimentConfig
+from rcmnet_jax.errors import UserError, suggestion
+from rcmnet_jax.settings import change, to_dict
 
 __all__ = [
     "GROWN",

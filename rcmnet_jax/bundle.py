@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rcmnet_jax.config import VIEWS, ModelConfig, from_dict, suggestion, to_dict
+from rcmnet_jax.config import VIEWS, ModelConfig
 from rcmnet_jax.data.images import ImageRule
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.files import verify_sums, whole_folder, write_atomic, write_json, write_safetensors
+from rcmnet_jax.settings import from_dict, to_dict
 
 if TYPE_CHECKING:
     from rcmnet_jax.evaluation.calibration import Calibrated

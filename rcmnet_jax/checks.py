@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig, suggestion, to_dict
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig
+from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.recipes import RECIPES
+from rcmnet_jax.settings import to_dict
 
 ARMS = ("transfer", "direct", "scratch", "probe", "shortcut")
 

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from rcmnet_jax.config import check_setting
 from rcmnet_jax.errors import Interrupted, RunError, UserError
 from rcmnet_jax.files import is_disk_full
+from rcmnet_jax.settings import check_setting
 
+CONFIG_FAULTS = (LookupError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError, NameError,
+                 ArithmeticError, AssertionError)  # fmt: skip
+"""What running a config file can raise."""
 _NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _PACKAGE = Path(__file__).parent
 # What code that is not the user's lies in.
@@ -45,7 +48,7 @@ def guarded(main: Callable[[], None]) -> int:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuses settings that do not exist and config files that are not there, which absl says unclearly or not at all.
+    """Refuses settings that do not exist, and a config file that is not there or not named, which absl says unclearly.
 
     Args:
       words: of the command line, without the program's name.
@@ -53,14 +56,18 @@ def check_words(words: Sequence[str]) -> None:
     Raises:
       UserError: what is wrong, and the nearest setting that exists.
     """
+    named = False
     for word, following in pairwise([*words, ""]):
         flag, given, value = word.lstrip("-").partition("=")
         if word.startswith("-") and flag.startswith("config."):
             check_setting(flag)
         elif word.startswith("-") and flag == "config":
             file = (value if given else following).split(":")[0]
-            if not Path(file).is_file():
+            named = bool(file)
+            if named and not Path(file).is_file():
                 raise UserError(f"{file}: no such config file. Try --config=configs/cart.py.")
+    if not named:
+        raise UserError("Command line: --config is missing. Try --config=configs/cart.py.")
 
 
 def config_fault(error: Exception) -> UserError:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import selection
-from rcmnet_jax.config import to_dict
 from rcmnet_jax.evaluation import calibration, label_review, shortcut
 from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute, to_json
@@ -17,6 +16,7 @@ from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.report import answers, run_report
 from rcmnet_jax.report.card import CardFacts, render_card
+from rcmnet_jax.settings import to_dict
 from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
 from rcmnet_jax.workdir import read_json
 

@@ -15,12 +15,13 @@ from rcmnet_jax.checkpoint import published
 from rcmnet_jax.checkpoint.foreign import State, as_trees, described, is_imported, read_state
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.checkpoint.transfer import transfer
-from rcmnet_jax.config import MODEL_NAMES, ModelConfig, from_dict, suggestion
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.images import ImageRule
-from rcmnet_jax.errors import GuardError, UserError
+from rcmnet_jax.errors import GuardError, UserError, suggestion
 from rcmnet_jax.files import sha256_file
 from rcmnet_jax.models import Network
+from rcmnet_jax.settings import from_dict
 
 Tree = dict[str, Any]
 TOLERANCE = 1e-4  # of probabilities

@@ -11,13 +11,13 @@ import numpy as np
 from rcmnet_jax import __version__
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle
-from rcmnet_jax.config import config_hash
 from rcmnet_jax.data import appearance
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.evaluation import features, novelty
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
 from rcmnet_jax.files import recover_folders, write_atomic
+from rcmnet_jax.settings import config_hash
 from rcmnet_jax.stages import Job, Run, Trained
 from rcmnet_jax.training.sharding import Placement, agreed, barrier, is_main_process
 

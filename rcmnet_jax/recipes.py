@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rcmnet_jax.config import TargetConfig, change
+from rcmnet_jax.config import TargetConfig
+from rcmnet_jax.settings import change
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from scipy.special import log_softmax
 
 from rcmnet_jax import jobs, stages
 from rcmnet_jax.bundle import Bundle
-from rcmnet_jax.config import TargetConfig, to_dict
+from rcmnet_jax.config import TargetConfig
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.errors import GuardError
 from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import remove, write_json
 from rcmnet_jax.recipes import RECIPES, Score, affordable, best, most_chosen
+from rcmnet_jax.settings import to_dict
 from rcmnet_jax.stages import Job, Pixels, Run, Trained
 from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
 from rcmnet_jax.training.step import Controls

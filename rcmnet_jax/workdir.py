@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rcmnet_jax import runtime
-from rcmnet_jax.config import ExperimentConfig, to_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import lock_folder, recover_folders, write_json
+from rcmnet_jax.settings import to_dict
 from rcmnet_jax.training.sharding import barrier, is_main_process
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from rcmnet_jax.config import ExperimentConfig, from_dict, to_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import make_table
 from rcmnet_jax.report.answers import ASKED
 from rcmnet_jax.report.card import CardFacts, answers, plain, render_card
 from rcmnet_jax.report.inputs import DataFacts
 from rcmnet_jax.report.items import ITEMS
+from rcmnet_jax.settings import from_dict, to_dict
 
 
 def measured():

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from rcmnet_jax.cli import guarded
+from rcmnet_jax.cli import check_words, guarded
 from rcmnet_jax.errors import GuardError, Interrupted, UserError
 from tests.commands import ROOT, run, start
 
@@ -54,6 +54,21 @@ for k in range(1000):
     Console().say(f"line {k}")
 Path(sys.argv[1]).write_text("done")
 """
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "--config is missing"),
+        (["--workdir=x"], "--config is missing"),
+        (["--config"], "--config is missing"),
+        (["--config", "nowhere.py:real"], "nowhere.py: no such config file"),
+        (["--config=configs/cart.py:real", "--config.source.epoch=3"], "did you mean 'epochs'"),
+    ],
+)
+def test_a_config_that_is_not_there_is_said_before_it_is_read(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_words(words)
 
 
 def test_a_reader_who_leaves_does_not_end_what_he_read_of(tmp_path):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, check_setting, config_hash, from_dict, to_dict
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.settings import check_setting, config_hash, from_dict, to_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = [

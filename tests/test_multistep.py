@@ -13,9 +13,10 @@ from hypothesis import strategies as some
 
 from rcmnet_jax import stages
 from rcmnet_jax.checkpoint.store import Store
-from rcmnet_jax.config import AugmentConfig, CheckpointConfig, OptimizerConfig, change
+from rcmnet_jax.config import AugmentConfig, CheckpointConfig, OptimizerConfig
 from rcmnet_jax.data.loader import GrowingLoader
 from rcmnet_jax.errors import GuardError, Interrupted
+from rcmnet_jax.settings import change
 from rcmnet_jax.training import loop, multistep
 from rcmnet_jax.training.multistep import hops, make_multistep
 from rcmnet_jax.training.records import read_rows

@@ -15,10 +15,11 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.checkpoint.torch import to_torch
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import MODEL_NAMES, ModelConfig, from_dict
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig
 from rcmnet_jax.convert import convert
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.models import Network
+from rcmnet_jax.settings import from_dict
 from tests.commands import launch, run
 from tests.file_server import Server
 from tests.pickles import Payload, save, save_state

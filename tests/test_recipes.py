@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import ExperimentConfig, change
+from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.recipes import RECIPES, Score, affordable, best, most_chosen
+from rcmnet_jax.settings import change
 from tests.commands import ROOT
 
 

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from rcmnet_jax.config import from_dict
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation.soft_labels import read
 from rcmnet_jax.evaluation.tables import make_table, write_table
+from rcmnet_jax.settings import from_dict
 from tests.commands import launch
 
 PATHS = np.array(["a/1.png", "a/2.png", "b/3.png"])

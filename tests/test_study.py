@@ -12,8 +12,8 @@ from scipy import stats
 from benchmarks import study, study_tables
 from configs.ablation import STUDIES, crossed, get_config, settings
 from rcmnet_jax.checks import check
-from rcmnet_jax.config import from_dict
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.settings import from_dict
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax.checkpoint import foreign, published
 from rcmnet_jax.checkpoint.transfer import Report, transfer
-from rcmnet_jax.config import parts_of, to_dict
+from rcmnet_jax.config import parts_of
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import SUMS, sha256_bytes, sha256_file
+from rcmnet_jax.settings import to_dict
 
 if TYPE_CHECKING:
     from rcmnet_jax.models import Network

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcmnet_jax.config import suggestion
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.evaluation.table import COLUMNS, SPLITS, Floats, Ints, Table, Text, make_table, reorder
 from rcmnet_jax.files import csv_text, write_atomic
 

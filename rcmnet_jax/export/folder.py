@@ -13,10 +13,11 @@ import numpy as np
 
 from rcmnet_jax import files
 from rcmnet_jax.bundle import DISCLAIMER, Bundle
-from rcmnet_jax.config import ModelConfig, to_dict
+from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import refuse_within_bundle, write_atomic, write_json
 from rcmnet_jax.models import MODELS, Network
+from rcmnet_jax.settings import to_dict
 
 STANDALONE = Path(__file__).parent / "standalone"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rcmnet_jax.config import MODEL_NAMES, ModelConfig, parts_of, suggestion
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig, parts_of
+from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.models.resnet import Parts, ResNet
 from rcmnet_jax.models.vit import ViT
 

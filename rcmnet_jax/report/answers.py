@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rcmnet_jax.config import suggestion
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.report.card import MARK, mark
 from rcmnet_jax.report.items import ITEMS, Item

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rcmnet_jax.config import from_dict, to_dict
 from rcmnet_jax.evaluation.metrics import HEADLINES
 from rcmnet_jax.recipes import RECIPES
 from rcmnet_jax.report import story
 from rcmnet_jax.report.inputs import DataFacts
+from rcmnet_jax.settings import from_dict, to_dict
 
 Lines = dict[str, list[str]]
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax.config import to_dict
 from rcmnet_jax.evaluation import features
 from rcmnet_jax.evaluation.metrics import to_json
 from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.report.html import render
 from rcmnet_jax.report.inputs import DataFacts, Embedding, Explainer, ImageReader, ReportInputs
+from rcmnet_jax.settings import to_dict
 from rcmnet_jax.training.records import read_rows
 from rcmnet_jax.workdir import read_json
 

@@ -6,7 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
-from rcmnet_jax.config import from_dict, to_dict
+from rcmnet_jax.settings import from_dict, to_dict
 from tests.test_config import PRESETS
 
 for name, preset in PRESETS:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rcmnet_jax.config import suggestion
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.errors import UserError, suggestion
 
 if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet

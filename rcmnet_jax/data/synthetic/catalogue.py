@@ -14,10 +14,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from rcmnet_jax.config import suggestion
 from rcmnet_jax.data.synthetic.fields import Array
 from rcmnet_jax.data.synthetic.smear import Look
-from rcmnet_jax.errors import UserError
+from rcmnet_jax.errors import UserError, suggestion
 
 PBC = {
     "basophil": 170, "eosinophil": 230, "erythroblast": 180, "ig": 230,
