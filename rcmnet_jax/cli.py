@@ -21,7 +21,7 @@ CONFIG_FAULTS = (LookupError, AttributeError, TypeError, ValueError, OSError, Im
 _NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _PACKAGE = Path(__file__).parent
 # What code that is not the user's lies in.
-_OTHERS = (*(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")), str(_PACKAGE),
+_OTHERS = (*(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")), f"{_PACKAGE}{os.sep}",
            str(_PACKAGE.parent / "launch.py"), "<frozen")  # fmt: skip
 
 
