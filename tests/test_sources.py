@@ -82,6 +82,13 @@ def test_groups_that_differ_only_in_spelling_are_refused(tmp_path, names):
     assert len(open_source(str(manifest), labelled=False).items) == 2
 
 
+def test_numbers_that_a_space_tells_apart_are_two_groups(tmp_path):
+    fill(tmp_path, "0.png", "1.png", "2.png")
+    groups = ["donor 1 12", "donor 11 2", "donor 112"]
+    manifest = table(tmp_path / "m.csv", "path,label,group", *(f"{i}.png,x,{name}" for i, name in enumerate(groups)))
+    assert [item.group for item in open_source(str(manifest)).items] == groups
+
+
 def test_a_splits_file_without_groups_in_it_leaves_those_of_the_data(tmp_path):
     fill(tmp_path, "1.png", "2.png")
     manifest = table(tmp_path / "m.csv", "path,label,group", "1.png,x,p1", "2.png,y,p2")

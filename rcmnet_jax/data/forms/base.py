@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
+import re
 import stat
 import struct
 import time
@@ -189,7 +190,8 @@ def clash(label: str) -> str:
     kinds = {c: unicodedata.category(c) for c in set(plain)}
     # Dashes, the minus sign among them, are one; characters that nobody sees are none.
     shown = (("-" if kinds[c] == "Pd" or c == "\u2212" else c) for c in plain if kinds[c] != "Cf")
-    return "".join("".join(shown).split())
+    words = " ".join("".join(shown).split())
+    return re.sub(r"(?<!\d) | (?!\d)", "", words)  # between two digits a space tells numbers apart: 1 12, 11 2
 
 
 def refuse_clashes(source: Source) -> None:
