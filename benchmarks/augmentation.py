@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.contest import Contender, contest, options, publish
-from benchmarks.step import Work, ours
+from benchmarks.step import Work, bare_step
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         return Contender(name, run, chosen.batch)
 
     contenders = [contender(name, config) for name, config in views.items()]
-    contenders += ours(Work(size=chosen.size, batch=chosen.batch))[:1]
+    contenders.append(bare_step(Work(size=chosen.size, batch=chosen.batch)))
     results = contest(contenders, rounds=chosen.rounds, seconds=chosen.seconds)
     step = results[-1].median
     rows = [[r.name, f"{r.median:.0f} ± {r.spread:.0f}", f"{100 * step / r.median:.1f}%"] for r in results]

@@ -24,7 +24,6 @@ from typing import Any
 from benchmarks.contest import Contender, alone, options, publish, ratio, roofline, turns
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
-CLASSES = 8
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
 OURS = {"train": ["ours, step", "ours, in runs"], "infer": ["ours"]}
 THEIRS = ["PyTorch, eager", "PyTorch, compiled"]
@@ -42,6 +41,7 @@ class Work:
     what: str = "train"  # train | infer
     precision: str = "float32"  # float32 | bfloat16
     together: int = 1  # steps a dispatch of the contender TOGETHER
+    classes: int = 8
 
     @property
     def arguments(self) -> list[str]:
@@ -55,7 +55,7 @@ class Work:
         from rcmnet_jax.models import Network
         from rcmnet_jax.models.registry import forward_flops
 
-        network = Network(ModelConfig(name=self.model), classes=CLASSES, image_size=self.size)
+        network = Network(ModelConfig(name=self.model), classes=self.classes, image_size=self.size)
         return forward_flops(network) / 1e9 * (3 if self.what == "train" else 1)
 
 
@@ -63,7 +63,8 @@ def contender(name: str, work: Work) -> Contender:
     """The contender of a name in OURS or THEIRS, or TOGETHER; one of OURS may end with PLAIN."""
     if name in THEIRS:
         return theirs(work, name == THEIRS[1])
-    found = next(one for one in ours(work) if one.name == name.removesuffix(PLAIN))
+    makers = {"ours": inference, "ours, step": bare_step, "ours, in runs": run_step, TOGETHER: run_steps}
+    found = makers[name.removesuffix(PLAIN)](work)
     return plain(found) if name.endswith(PLAIN) else found
 
 
@@ -78,39 +79,50 @@ def plain(one: Contender) -> Contender:
     return Contender(one.name + PLAIN, run, one.images)
 
 
-def ours(work: Work) -> list[Contender]:
-    """JAX: inference, or the bare step, the step of a run and, where asked, several of them a dispatch."""
+def network_of(work: Work) -> tuple[Any, Any, Any]:
+    """Our network, with its first parameters and BatchNorm statistics."""
+    from rcmnet_jax.config import ModelConfig
+    from rcmnet_jax.models import Network
+
+    network = Network(ModelConfig(name=work.model), classes=work.classes, image_size=work.size)
+    return network, *network.init(0)
+
+
+def drawn(work: Work) -> tuple[Any, Any]:
+    """A batch of noise: uint8 images (B, S, S, 3) and int32 labels (B,)."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (work.batch, work.size, work.size, 3), np.uint8)
+    return pixels, random.integers(0, work.classes, work.batch).astype(np.int32)
+
+
+def inference(work: Work) -> Contender:
+    """JAX, forward alone, a wait after each batch."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
+
+    network, params, stats = network_of(work)
+    images, dtype = jnp.asarray(drawn(work)[0] / 255, jnp.float32), jnp.dtype(work.precision)
+    forward = jax.jit(lambda p, s, x: network(p, s, x, dtype=dtype)[0])
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            jax.block_until_ready(forward(params, stats, images))
+
+    return Contender("ours", run, work.batch)
+
+
+def bare_step(work: Work) -> Contender:
+    """JAX, what the PyTorch contenders do: forward, backward, SGD with Nesterov momentum and decay."""
+    import jax
+    import jax.numpy as jnp
     import optax
 
-    from rcmnet_jax.config import AugmentConfig, ModelConfig, OptimizerConfig
-    from rcmnet_jax.data.augment import split_position
-    from rcmnet_jax.data.loader import Batch, ResidentLoader
-    from rcmnet_jax.models import Network
-    from rcmnet_jax.training import state as states
-    from rcmnet_jax.training.multistep import make_multistep
-    from rcmnet_jax.training.sharding import Placement
-    from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
-
-    batch, size = work.batch, work.size
+    network, params, stats = network_of(work)
+    pixels, drawn_labels = drawn(work)
+    images, labels = jnp.asarray(pixels / 255, jnp.float32), jnp.asarray(drawn_labels)
     dtype = jnp.dtype(work.precision)
-    network = Network(ModelConfig(name=work.model), classes=CLASSES, image_size=size)
-    params, stats = network.init(0)
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (batch, size, size, 3), np.uint8)
-    images, labels = jnp.asarray(pixels / 255, jnp.float32), jnp.asarray(random.integers(0, CLASSES, batch))
-
-    if work.what == "infer":
-        forward = jax.jit(lambda p, s, x: network(p, s, x, dtype=dtype)[0])
-
-        def infer(n: int) -> None:
-            for _ in range(n):
-                jax.block_until_ready(forward(params, stats, images))
-
-        return [Contender("ours", infer, batch)]
-
     rule = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM, nesterov=True))
 
     def update(carry: Any, images: Any, labels: Any) -> Any:
@@ -124,41 +136,87 @@ def ours(work: Work) -> list[Contender]:
         updates, opt = rule.update(gradients, opt, params)
         return (optax.apply_updates(params, updates), stats, opt), value
 
-    held = [jax.tree.map(jnp.copy, (params, stats, rule.init(params)))]
+    held = [(params, stats, rule.init(params))]
     compiled = jax.jit(update, donate_argnums=0)
 
-    def bare(n: int) -> None:
+    def run(n: int) -> None:
         for _ in range(n):
             held[0], value = compiled(held[0], images, labels)
         jax.block_until_ready((held[0], value))
 
-    placement = Placement.everywhere()
-    recipe = Recipe(OptimizerConfig(name="sgd", precision=work.precision), AugmentConfig())
-    full = make_train_step(network, recipe, placement)
-    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
-    put = placement.put_batch
-    one = Batch(put(pixels), put(np.asarray(labels, np.int32)), put(split_position(np.arange(batch))))
-    controls = Controls.on_host(RATE, True, np.ones(CLASSES, np.float32), 0)
+    return Contender("ours, step", run, work.batch)
 
-    def in_runs(n: int) -> None:
+
+def recipe_of(work: Work) -> Any:
+    """A run's recipe, at this precision."""
+    from rcmnet_jax.config import AugmentConfig, OptimizerConfig
+    from rcmnet_jax.training.step import Recipe
+
+    return Recipe(OptimizerConfig(name="sgd", precision=work.precision), AugmentConfig())
+
+
+def run_step(work: Work) -> Contender:
+    """JAX, the step as training compiles it."""
+    import jax
+    import numpy as np
+
+    from rcmnet_jax.data.augment import split_position
+    from rcmnet_jax.data.loader import Batch
+    from rcmnet_jax.training import state as states
+    from rcmnet_jax.training.sharding import Placement
+    from rcmnet_jax.training.step import Controls, make_optimizer, make_train_step
+
+    network, params, stats = network_of(work)
+    placement, recipe = Placement.everywhere(), recipe_of(work)
+    step, put = make_train_step(network, recipe, placement), placement.put_batch
+    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
+    pixels, labels = drawn(work)
+    one = Batch(put(pixels), put(labels), put(split_position(np.arange(work.batch))))
+    controls = Controls.on_host(RATE, True, np.ones(work.classes, np.float32), 0)
+
+    def run(n: int) -> None:
         for _ in range(n):
-            state[0], metrics = full(state[0], one, controls)
+            state[0], metrics = step(state[0], one, controls)
         jax.block_until_ready((state[0], metrics))
 
-    made = [Contender("ours, step", bare, batch), Contender("ours, in runs", in_runs, batch)]
-    if program := make_multistep(network, recipe, placement, work.together):
-        given = controls.at(np.full(program.count, RATE, np.float32), np.ones(program.count, bool))
-        rows = np.arange(batch)
-        loader = ResidentLoader(put(pixels), np.asarray(labels), rows, batch_size=batch, seed=0, placing=placement)
+    return Contender("ours, in runs", run, work.batch)
 
-        def together(n: int) -> None:
-            for k in range(n):
-                batches = loader.batches(range(k * program.count, (k + 1) * program.count))
-                state[0], metrics = program.run(state[0], batches, given)
-            jax.block_until_ready((state[0], metrics))
 
-        made.append(Contender(TOGETHER, together, batch * program.count))
-    return made
+def run_steps(work: Work) -> Contender:
+    """JAX, several steps of a run with their loader in one dispatch.
+
+    Raises:
+      SystemExit: --together asks for one at a time.
+    """
+    import jax
+    import numpy as np
+
+    from rcmnet_jax.data.loader import ResidentLoader
+    from rcmnet_jax.training import state as states
+    from rcmnet_jax.training.multistep import make_multistep
+    from rcmnet_jax.training.sharding import Placement
+    from rcmnet_jax.training.step import Controls, make_optimizer
+
+    network, params, stats = network_of(work)
+    placement, recipe = Placement.everywhere(), recipe_of(work)
+    program = make_multistep(network, recipe, placement, work.together)
+    if program is None:
+        raise SystemExit(f"--together {work.together}: takes its steps one at a time.")
+    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
+    controls = Controls.on_host(RATE, True, np.ones(work.classes, np.float32), 0)
+    given = controls.at(np.full(program.count, RATE, np.float32), np.ones(program.count, bool))
+    pixels, labels = drawn(work)
+    loader = ResidentLoader(
+        placement.put_batch(pixels), labels, np.arange(work.batch), batch_size=work.batch, seed=0, placing=placement
+    )
+
+    def run(n: int) -> None:
+        for k in range(n):
+            batches = loader.batches(range(k * program.count, (k + 1) * program.count))
+            state[0], metrics = program.run(state[0], batches, given)
+        jax.block_until_ready((state[0], metrics))
+
+    return Contender(TOGETHER, run, work.batch * program.count)
 
 
 def theirs(work: Work, compiled: bool) -> Contender:
@@ -177,10 +235,10 @@ def theirs(work: Work, compiled: bool) -> Contender:
         torch.set_float32_matmul_precision("high")  # TF32, as XLA has it
     twin.MHSA = quick_attention(twin.MHSA)
     entry, size = MODELS[work.model], (work.size, work.size)
-    net = twin.Twin(entry.body, entry.cbam, entry.mhsa, classes=CLASSES, size=size)
+    net = twin.Twin(entry.body, entry.cbam, entry.mhsa, classes=work.classes, size=size)
     net = net.to(device, memory_format=torch.channels_last)
     images = torch.rand(work.batch, 3, *size, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (work.batch,), device=device)
+    labels = torch.randint(0, work.classes, (work.batch,), device=device)
     net.train(work.what == "train")
     mode = "max-autotune" if device.type == "cuda" else "default"
     called = torch.compile(net, mode=mode) if compiled else net
@@ -242,6 +300,7 @@ def main() -> None:
     words.add_argument("--what", choices=tuple(OURS), default="train")
     words.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     words.add_argument("--together", type=int, default=1, help="add steps of a run, so many a dispatch")
+    words.add_argument("--classes", type=int, default=8)
     words.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     words.add_argument("--plain", action="store_true", help="add ours in XLA's own forms")
     words.add_argument("--alone", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)

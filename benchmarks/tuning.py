@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contest import Contender, publish
-from benchmarks.step import OURS, Work, ours
+from benchmarks.step import OURS, Work, contender
 from rcmnet_jax import runtime  # sets XLA's flags before JAX starts
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 
     def last() -> Contender:
         """The step of runs, or inference."""
-        made = ours(Work(chosen.model, chosen.size, chosen.batch, chosen.what))[-1]
+        made = contender(OURS[chosen.what][-1], Work(chosen.model, chosen.size, chosen.batch, chosen.what))
         made.run(2)
         return made
 
