@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig
+from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig, parts_of
 from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.recipes import RECIPES
 from rcmnet_jax.settings import to_dict
@@ -64,7 +64,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "*.layer_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "target.limit": (lambda v: v == 0 or v >= 2, "0 (all images) or at least 2 of each class"),
     "target.seeds": (lambda v: v >= 1, "at least 1"),
-    "target.folds": (lambda v: v == "auto" or (v.isdigit() and int(v) >= 2), "auto or a whole number of at least 2"),
+    "target.folds": (lambda v: v == "auto" or (v.isdecimal() and int(v) >= 2), "auto or a whole number of at least 2"),
     "evaluation.error_rate": (lambda v: 0 < v < 0.5, "in (0, 0.5)"),
     "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
     "checkpoint.every_steps": (lambda v: v >= 0, "0 (by time alone) or more"),
@@ -91,7 +91,22 @@ def check(config: ExperimentConfig) -> None:
         for name in _named(pattern):
             if not good(values[name]):
                 raise UserError(f"config.{name}={values[name]!r}: must be {must}.")
+    _check_model(config.model)
     _check_stages(config)
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Refuses a width that the heads or the groups do not divide."""
+    if "mhsa" in parts_of(model.name) and 8 * model.width % model.heads:
+        raise UserError(
+            f"config.model.heads={model.heads}: must divide the {8 * model.width} channels of the last stage "
+            "(model.width times 8). Take 4."
+        )
+    if model.norm == "group" and model.width % max(model.width // 16, 1):  # later stages have multiples of 16
+        raise UserError(
+            f"config.model.width={model.width}: with model.norm=group its channels must part into groups of 16. "
+            "Take a multiple of 16."
+        )
 
 
 def _check_stages(config: ExperimentConfig) -> None:
@@ -119,6 +134,17 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise UserError("config.target.data=none: with source.data=none there is nothing to do. Give one of them.")
     if not config.has_source and not config.source.init_from:
         raise UserError("config.source.init_from='': source.data=none needs weights to start from. Give a path here.")
+    _check_source(config)
+
+
+def _check_source(config: ExperimentConfig) -> None:
+    for name in ("pull", "soft_folds", "soft_labels", "start_size"):
+        if not config.has_source and getattr(config.source, name):
+            way = " Set target.pull." if name == "pull" else ""
+            raise UserError(
+                f"config.source.{name}={getattr(config.source, name)}: is of no use with source.data=none, where "
+                f"nothing is trained on a source. Leave it out.{way}"
+            )
     if config.source.soft_labels and config.source.soft_folds:
         raise UserError(
             f"config.source.soft_folds={config.source.soft_folds}: makes the tables that config.source.soft_labels "

@@ -83,10 +83,10 @@ def make_job(
     weights = start.weights
     if settings.head == "probe" and arm != "scratch":
         weights = with_probe(pixels, network, weights, rows)
-    images = images or len(rows)
-    head = steps_of(settings.freeze_epochs, images, here.config.batch_size) if arm != "scratch" else 0
-    steps = steps_of(settings.epochs, images, here.config.batch_size)
-    return Job(name, pixels, rows, network, weights, settings, steps, head, start.transferred)
+    counted = images or len(rows)
+    head = steps_of(settings.freeze_epochs, counted, here.config.batch_size) if arm != "scratch" else 0
+    steps = steps_of(settings.epochs, counted, here.config.batch_size)
+    return Job(name, pixels, rows, network, weights, settings, steps, head, start.transferred, epoch_images=images)
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:

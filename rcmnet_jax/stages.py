@@ -101,6 +101,7 @@ class Job:
     soft: np.ndarray | None = None  # float32 (N, K) over all rows of `pixels`: what of a target is not its label's
     chosen: str = ""  # name of the recipe, where recipes are tried
     watch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose accuracy is noted each epoch
+    epoch_images: int = 0  # those that an epoch counts, 0: the rows
     choose: bool = False  # take the epoch that is best on `watch`, not the last
 
     @property
@@ -109,6 +110,11 @@ class Job:
         if isinstance(self.stage, SourceConfig) and self.stage.start_size:
             return self.stage.start_size, round(self.stage.grow * self.steps)
         return 0, 0
+
+    @property
+    def images(self) -> int:
+        """How many an epoch counts."""
+        return self.epoch_images or len(self.rows)
 
     @property
     def folder_of(self) -> pathlib.Path:
@@ -166,7 +172,9 @@ def fit(job: Job) -> Trained:
         if keeper and job.choose:
             trained = keeper.best(trained)
         if isinstance(job.stage, TargetConfig) and job.stage.batch_norm == "reestimate" and trained.batch_stats:
-            images = job.pixels.data.images(job.rows)
+            # Rows lie class by class, and a batch of one class has other moments than those of training.
+            mixed = np.random.default_rng(run.seed(f"{job.name}/moments")).permutation(job.rows)
+            images = job.pixels.data.images(mixed)
             stats = reestimate(job.network, trained.params, trained.batch_stats, images, run.placement)
             trained = dataclasses.replace(trained, batch_stats=jax.device_get(stats))
     except BaseException:
@@ -188,14 +196,14 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
         batch_size=config.batch_size,
         learning_rates=optimizers.learning_rates(
             job.stage.optimizer,
-            epochs=job.steps * config.batch_size / len(job.rows),
+            epochs=job.steps * config.batch_size / job.images,
             steps=job.steps,
             batch_size=config.batch_size,
         ),
         class_weights=optimizers.class_weights(job.stage.optimizer, labels, job.network.classes),
         seed=run.seed(job.name),
         head_steps=job.head_steps,
-        steps_per_epoch=len(job.rows) / config.batch_size,
+        steps_per_epoch=job.images / config.batch_size,
         anchor=_anchor(job),
         save_every=config.checkpoint,
         multistep=make_multistep(network, compiled, placement, config.steps_per_dispatch),

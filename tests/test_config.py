@@ -107,11 +107,25 @@ def test_a_name_that_no_setting_has_is_refused(name, sentence):
         {"target": {"freeze_epochs": 8.0}},
         {"target": {"freeze_epochs": 1.0, "optimizer": {"name": "adamw"}}},
         {"source": {"pull": 0.01}},
+        {"source": {"data": "none", "init_from": "w.pth", "pull": 0.1}},
+        {"source": {"data": "none", "init_from": "w.pth", "soft_folds": 2}},
+        {"source": {"data": "none", "init_from": "w.pth", "soft_labels": "a.csv"}},
+        {"source": {"data": "none", "init_from": "w.pth", "start_size": 32}},
+        {"model": {"heads": 3}},
+        {"model": {"width": 56, "norm": "group"}},
+        {"target": {"folds": "\u00b2"}},
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_its_field(values):
     with pytest.raises(UserError, match=r"^config\."):
         check(from_dict(values))
+
+
+@pytest.mark.parametrize(
+    "model", [{"heads": 3, "name": "resnet18_cbam"}, {"width": 56}, {"width": 24, "norm": "group"}]
+)
+def test_a_width_is_refused_only_where_something_must_divide_it(model):
+    check(from_dict({"model": model}))
 
 
 def test_the_hash_follows_every_setting():

@@ -227,6 +227,13 @@ def test_one_group_left_to_train_on_gives_an_inner_split_by_image_and_says_so():
         assert_uncut(np.setdiff1d(fold.train, fold.inner), fold.inner, data.pixels)
 
 
+def test_an_inner_split_of_one_class_is_none_at_all():
+    """A network that calls everything by that class would be perfect on it."""
+    folds, said = cut(examples([0] * 60 + [1] * 2), "2")
+    assert [len(fold.inner) for fold in folds] == [0, 0]
+    assert "Fold 0: its training part is too small for an inner split" in said
+
+
 def test_the_users_test_rows_are_the_only_fold():
     split = ["train", "Train", "val", "test", "validation", "train"] * 2
     data = examples([0, 1, 0, 1, 1, 0] * 2, ["g"] * 12, split)
@@ -277,6 +284,13 @@ def test_a_drawn_holdout_has_its_fraction_of_every_class():
     parts = holdout(data, CLASSES, seed=0, val_fraction=0.15)
     np.testing.assert_array_equal(np.bincount(data.label[parts["val"]]), [15, 6, 1])
     assert len(parts["test"]) == 0
+
+
+def test_a_source_that_can_spare_no_image_is_refused():
+    with pytest.raises(UserError, match="leave none to validate on"):
+        holdout(examples([0, 1, 2]), CLASSES, seed=0, val_fraction=0.15)
+    alone = holdout(examples([0, 1, 0], split=["train", "train", "test"]), CLASSES, seed=0, val_fraction=0.15)
+    assert [len(alone[part]) for part in ("train", "val", "test")] == [2, 0, 1]
 
 
 def test_identical_images_with_two_labels_are_named():

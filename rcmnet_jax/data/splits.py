@@ -48,7 +48,8 @@ def holdout(
     `cross_validation`.
 
     Raises:
-      UserError: nothing labelled, fewer than two classes to train on, or a split column that cannot be followed.
+      UserError: nothing labelled, fewer than two classes to train on, nothing to validate or test on, or a split
+        column that cannot be followed.
     """
     labelled = _labelled(examples, classes)
     own = own_split(examples, labelled)
@@ -60,7 +61,13 @@ def holdout(
     if not len(val):
         val, _ = _part_off(examples, classes, train, val_fraction, seed, _links(examples, twins))
         train = np.setdiff1d(train, val)
-    return {"train": train, "val": val, "test": own["test"] if own else np.empty(0, np.int64)}
+    test = own["test"] if own else np.empty(0, np.int64)
+    if not len(val) and not len(test):
+        raise UserError(
+            f"The source's {len(labelled)} labelled images leave none to validate on: no class can spare one. "
+            "Add images, or name 'val' rows in a split column."
+        )
+    return {"train": train, "val": val, "test": test}
 
 
 def describe_holdout(examples: Examples, classes: Sequence[str], parts: Mapping[str, Rows]) -> str:
@@ -240,8 +247,9 @@ def _inner(
     """Inner rows out of `train`, and a sentence where they are not what one would wish."""
     key = int(np.random.SeedSequence((seed, fold, 1)).generate_state(1)[0])  # apart from the folds' own draw
     inner, why = _part_off(examples, classes, train, fraction, key, links)
-    if not len(inner):
-        return inner, f"Fold {fold}: its training part is too small for an inner split, so nothing can be chosen on it."
+    if len(np.unique(examples.label[inner])) < 2:  # of one class a network that knows no other is perfect
+        few = f"Fold {fold}: its training part is too small for an inner split, so nothing can be chosen on it."
+        return inner[:0], few
     if why:
         why = (
             f"Fold {fold}: the training part {why}, so its inner split is by image (duplicates together), and what is "

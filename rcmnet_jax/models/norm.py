@@ -85,12 +85,20 @@ batch_norm.defvjp(_forward, _backward)
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (Wu and He 2018), groups of up to 16 channels; the same in training and inference."""
+    """Group normalisation (Wu and He 2018), of 16 channels a group or as near above it as divides them.
+
+    The same in training and inference.
+
+    Raises:
+      ValueError: the channels cannot be parted into so many groups of one size.
+    """
 
     def __init__(self, channels: int, *, scale: float = 1.0):
         self.scale = parameter((channels,), "constant", scale)
         self.bias = parameter((channels,), "constant", 0.0)
         self.groups = max(channels // 16, 1)
+        if channels % self.groups:
+            raise ValueError(f"{channels} channels cannot be parted into {self.groups} groups of one size.")
 
     def __call__(self, x: Array, train: bool) -> Array:  # noqa: ARG002
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
