@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from rcmnet_jax import runtime
-from rcmnet_jax.ahead import end_with
+from rcmnet_jax.background import end_with
 from rcmnet_jax.cli import CONFIG_FAULTS, check_words, config_fault, guarded
 
 if __name__ == "__main__":

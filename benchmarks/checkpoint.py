@@ -56,10 +56,10 @@ def _state(width: int) -> Any:
     from rcmnet_jax.models import Network
     from rcmnet_jax.training import state as states
     from rcmnet_jax.training.sharding import Placement
-    from rcmnet_jax.training.step import Recipe, make_optimizer
+    from rcmnet_jax.training.step import StepConfig, make_optimizer
 
     network = Network(ModelConfig(width=width), classes=8, image_size=64)
-    optimizer = make_optimizer(network, Recipe(OptimizerConfig(), AugmentConfig()))
+    optimizer = make_optimizer(network, StepConfig(OptimizerConfig(), AugmentConfig()))
     return Placement.everywhere().put_copies(states.create(*network.init(0), optimizer))
 
 

@@ -46,7 +46,7 @@ def folds(n: int) -> None:
     groups = np.array([f"g{g}" for g in random.integers(0, max(n // 10, 8), n)])
     empty = np.full(n, "")
     examples = Examples(
-        path=names, group=groups, split=empty, sha256=names, pixels=names,
+        path=names, group=groups, split=empty, sha256=names, pixel_sha256=names,
         label=random.integers(0, 4, n).astype(np.int32), signals=np.zeros((n, 1), np.float32), signal_names=("x",),
     )  # fmt: skip
     cross_validation(examples, list("abcd"), folds="5", seed=0, inner_fraction=0.15)

@@ -29,25 +29,25 @@ from rcmnet_jax.settings import from_dict
 
 def scores(config: ExperimentConfig, folds: int) -> list[Score]:
     """The config's score on the inner split of each of its first folds."""
-    from rcmnet_jax import intake, jobs, stages
+    from rcmnet_jax import intake, jobs, training_job
     from rcmnet_jax.console import Console
     from rcmnet_jax.selection import measured
-    from rcmnet_jax.training.loop import Surroundings
+    from rcmnet_jax.training.loop import RunServices
     from rcmnet_jax.training.records import Records
     from rcmnet_jax.training.sharding import Placement
     from rcmnet_jax.training.stop import StopRequest
 
     with tempfile.TemporaryDirectory() as folder:
         work, console = Path(folder), Console(active=False)
-        around = Surroundings(Records(work, active=False), console, StopRequest())
-        here = stages.Run(config, work, Placement.everywhere(), around)
-        data = intake.gather(config, work, console, around.stop)
+        services = RunServices(Records(work, active=False), console, StopRequest())
+        run = training_job.Run(config, work, Placement.everywhere(), services)
+        data = intake.gather(config, work, console, services.stop)
         assert data.target is not None
-        pixels, found = stages.Pixels(data.target, here), []
+        pixels, found = training_job.TrainingImages(data.target, run), []
         for k, fold in enumerate(data.folds[0][:folds]):
             rows = np.setdiff1d(fold.train, fold.inner)
-            job = jobs.make_job(here, pixels, f"c/{k}", "transfer", rows, None, config.target)
-            found.append(measured(job, stages.fit(job), fold.inner))
+            job = jobs.make_job(run, pixels, f"c/{k}", "transfer", rows, None, config.target)
+            found.append(measured(job, training_job.fit(job), fold.inner))
     return found
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     from rcmnet_jax.models import Network
     from rcmnet_jax.training import state as states
     from rcmnet_jax.training.sharding import Placement
-    from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
+    from rcmnet_jax.training.step import Controls, StepConfig, make_optimizer, make_train_step
 
     words = options(__doc__, seconds=3.0)
     words.add_argument("data", metavar="DATA")
@@ -38,8 +38,8 @@ def main() -> None:
         "streamed": StreamLoader(data.reader(), labels, rows, **common),
     }
     network = Network(ModelConfig(name=chosen.model), classes=len(data.classes), image_size=chosen.size)
-    recipe = Recipe(OptimizerConfig(), AugmentConfig())
-    step_fn = make_train_step(network, recipe, placement)
+    step_config = StepConfig(OptimizerConfig(), AugmentConfig())
+    step_fn = make_train_step(network, step_config, placement)
     controls = Controls.on_host(1e-3, True, np.ones(len(data.classes), np.float32), 0)
 
     def alone(loader: Loader) -> Contender:
@@ -54,7 +54,7 @@ def main() -> None:
         return Contender("", run, chosen.batch)
 
     def training(loader: Loader) -> Contender:
-        cursor, state = [0], [states.create(*network.init(0), make_optimizer(network, recipe))]
+        cursor, state = [0], [states.create(*network.init(0), make_optimizer(network, step_config))]
         state[0] = placement.put_copies(state[0])
 
         def run(n: int) -> None:

@@ -23,7 +23,7 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.data.prepare import prepare
-from rcmnet_jax.evaluation import novelty
+from rcmnet_jax.evaluation import ood
 from rcmnet_jax.evaluation.calibration import energy
 from rcmnet_jax.training.sharding import Placement
 
@@ -60,7 +60,7 @@ def main() -> None:
 def values_of(made: Bundle, images: Pixels) -> dict[str, np.ndarray]:
     """What the scores are computed from."""
     found = made.responses(images, Placement.everywhere())
-    return {"logits": found.logits.astype(np.float64), **novelty.spaces(novelty.appearance(images), found.embedding)}
+    return {"logits": found.logits.astype(np.float64), **ood.spaces(ood.appearance(images), found.embedding)}
 
 
 # --- images that should be flagged ------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def by_spaces(*names: str) -> Score:
     """What bundles hold, of these spaces."""
 
     def fit(known: Values, _: np.ndarray) -> Callable[[Values], np.ndarray]:
-        facts = novelty.fit({name: known[name] for name in names}, np.full(len(known["head"]), ""))
-        return lambda seen: novelty.score(facts, seen)
+        facts = ood.fit({name: known[name] for name in names}, np.full(len(known["head"]), ""))
+        return lambda seen: ood.score(facts, seen)
 
     return fit
 
@@ -226,7 +226,7 @@ def judged(score: Score, known: Values, labels: np.ndarray, shown: Mapping[str, 
         rest = {name: values[parts != part] for name, values in known.items()}
         held = {name: values[parts == part] for name, values in known.items()}
         crossed[parts == part] = score(rest, labels[parts != part])(held)
-    limit = np.quantile(crossed, novelty.KEPT)
+    limit = np.quantile(crossed, ood.KEPT)
     found = {name: score(known, labels)(seen) for name, seen in shown.items()}
     val = found.pop("val")
     row: dict[str, Any] = {"val": {"flagged": float((val > limit).mean())}}

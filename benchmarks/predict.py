@@ -26,8 +26,8 @@ def main() -> None:
     from rcmnet_jax.data.images import decode, standardise
     from rcmnet_jax.data.prepare import prepare
     from rcmnet_jax.data.sources import open_source
-    from rcmnet_jax.evaluation import novelty
-    from rcmnet_jax.evaluation.apply import answered
+    from rcmnet_jax.evaluation import ood
+    from rcmnet_jax.evaluation.predict_command import answered
     from rcmnet_jax.export.pytorch import module_of
     from rcmnet_jax.training.sharding import Placement
 
@@ -51,7 +51,7 @@ def main() -> None:
             def run(n: int) -> None:
                 for _ in range(n):
                     cache = Path(name) / "none"
-                    novelty.forget()  # of new images nothing is known
+                    ood.forget()  # of new images nothing is known
                     data = prepare(str(spec), bundle.rule, cache=cache, labelled=False, keep=False)
                     assert len(answered(bundle, data, placement)[1]) == count
 

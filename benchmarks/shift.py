@@ -27,13 +27,13 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.data.appearance import describe
 from rcmnet_jax.data.images import Pixels, decode, standardise
 from rcmnet_jax.data.sources import open_source
-from rcmnet_jax.evaluation.adapt import PARTS, adapt
+from rcmnet_jax.evaluation.adapt import ADAPT_STEPS, adapt
 from rcmnet_jax.training.sharding import Placement
 
 LEVELS = {"mild": 1 / 3, "medium": 2 / 3, "strong": 1.0}
 ARMS = {
-    "none": (), **{part: (part,) for part in PARTS}, "scale, colour": ("scale", "colour"),
-    "without neighbours": PARTS[:-1], "all": PARTS,
+    "none": (), **{part: (part,) for part in ADAPT_STEPS}, "scale, colour": ("scale", "colour"),
+    "without neighbours": ADAPT_STEPS[:-1], "all": ADAPT_STEPS,
 }  # fmt: skip
 # Images a class: "white" is about what a laboratory counts, so that the classes are unequal and three are missing.
 WHITE = {"neutrophil": 200, "lymphocyte": 90, "monocyte": 40, "eosinophil": 40, "basophil": 30}
@@ -49,7 +49,7 @@ def main() -> None:
     bundle = with_appearance(bundles.load(args.bundle), args.data, args.splits)
     mix = WHITE if args.mix == "white" else dict.fromkeys(bundle.classes, EQUAL)
     if args.known:
-        bundle = bundle.among(list(mix))
+        bundle = bundle.restricted_to(list(mix))
     images, labels = chosen(args.data, args.splits, bundle.classes, mix, "val")
     head = ["shift", "strength", *args.arms, *(["flagged"] if args.flagged else [])]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)

@@ -147,12 +147,12 @@ def bare_step(work: Work) -> Contender:
     return Contender("ours, step", run, work.batch)
 
 
-def recipe_of(work: Work) -> Any:
-    """A run's recipe, at this precision."""
+def step_config_of(work: Work) -> Any:
+    """A run's, at this precision."""
     from rcmnet_jax.config import AugmentConfig, OptimizerConfig
-    from rcmnet_jax.training.step import Recipe
+    from rcmnet_jax.training.step import StepConfig
 
-    return Recipe(OptimizerConfig(name="sgd", precision=work.precision), AugmentConfig())
+    return StepConfig(OptimizerConfig(name="sgd", precision=work.precision), AugmentConfig())
 
 
 def run_step(work: Work) -> Contender:
@@ -167,9 +167,9 @@ def run_step(work: Work) -> Contender:
     from rcmnet_jax.training.step import Controls, make_optimizer, make_train_step
 
     network, params, stats = network_of(work)
-    placement, recipe = Placement.everywhere(), recipe_of(work)
-    step, put = make_train_step(network, recipe, placement), placement.put_batch
-    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
+    placement, step_config = Placement.everywhere(), step_config_of(work)
+    step, put = make_train_step(network, step_config, placement), placement.put_batch
+    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, step_config)))]
     pixels, labels = drawn(work)
     one = Batch(put(pixels), put(labels), put(split_position(np.arange(work.batch))))
     controls = Controls.on_host(RATE, True, np.ones(work.classes, np.float32), 0)
@@ -198,11 +198,11 @@ def run_steps(work: Work) -> Contender:
     from rcmnet_jax.training.step import Controls, make_optimizer
 
     network, params, stats = network_of(work)
-    placement, recipe = Placement.everywhere(), recipe_of(work)
-    program = make_multistep(network, recipe, placement, work.together)
+    placement, step_config = Placement.everywhere(), step_config_of(work)
+    program = make_multistep(network, step_config, placement, work.together)
     if program is None:
         raise SystemExit(f"--together {work.together}: takes its steps one at a time.")
-    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, recipe)))]
+    state = [placement.put_copies(states.create(params, stats, make_optimizer(network, step_config)))]
     controls = Controls.on_host(RATE, True, np.ones(work.classes, np.float32), 0)
     given = controls.at(np.full(program.count, RATE, np.float32), np.ones(program.count, bool))
     pixels, labels = drawn(work)

@@ -83,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from rcmnet_jax.evaluation.adapt import PARTS, parts_of
-    from rcmnet_jax.evaluation.apply import predict
+    from rcmnet_jax.evaluation.adapt import ADAPT_STEPS, parse_adapt_parts
+    from rcmnet_jax.evaluation.predict_command import predict
 
     if arguments.adapt_parts and not arguments.adapt:
         raise UserError("Command line: --adapt-parts is for use with --adapt. Add it.")
-    parts = parts_of(arguments.adapt_parts) if arguments.adapt_parts else PARTS
+    parts = parse_adapt_parts(arguments.adapt_parts) if arguments.adapt_parts else ADAPT_STEPS
     adapt = parts if arguments.adapt else ()
     classes = _names(arguments.classes) or ()
     predict(arguments.bundle, arguments.data, arguments.output, adapt=adapt, explain=arguments.explain, classes=classes)

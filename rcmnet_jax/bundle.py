@@ -71,20 +71,20 @@ class Bundle:
 
     def answers_and_features(self, images: np.ndarray, placement: Placement) -> tuple[Calibrated, np.ndarray]:
         """The same, and the images' pooled features (N, C)."""
-        from rcmnet_jax.evaluation import calibration, novelty
+        from rcmnet_jax.evaluation import calibration, ood
 
         wait = self._begin(images, placement)
-        looks = novelty.appearance(images) if "ood" in self.calibration else None  # while the devices compute
+        looks = ood.appearance(images) if "ood" in self.calibration else None  # while the devices compute
         found = wait()
-        seen = None if looks is None else novelty.spaces(looks, found.embedding)
+        seen = None if looks is None else ood.spaces(looks, found.embedding)
         logits = self.allowed(found.logits)
         return calibration.apply(self.calibration, logits, self.classes, seen), found.embedding
 
     def allowed(self, logits: np.ndarray) -> np.ndarray:
-        """The logits (N, K), at -inf for classes of which it is known that no image is one."""
+        """The logits (N, K), at -inf for the classes that `possible` leaves out."""
         return np.where(np.isin(self.classes, self.possible), logits, -np.inf) if self.possible else logits
 
-    def among(self, names: Sequence[str]) -> Bundle:
+    def restricted_to(self, names: Sequence[str]) -> Bundle:
         """The bundle for images of which it is known that they are of these classes alone.
 
         Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcmnet_jax.checkpoint import published
-from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig, parts_of
+from rcmnet_jax.config import MODEL_NAMES, VIEWS, ExperimentConfig, ModelConfig, TargetConfig, model_parts
 from rcmnet_jax.errors import UserError, suggestion
 from rcmnet_jax.recipes import RECIPES
 from rcmnet_jax.settings import to_dict
@@ -97,7 +97,7 @@ def check(config: ExperimentConfig) -> None:
 
 def _check_model(model: ModelConfig) -> None:
     """Refuses a width that the heads or the groups do not divide."""
-    if "mhsa" in parts_of(model.name) and 8 * model.width % model.heads:
+    if "mhsa" in model_parts(model.name) and 8 * model.width % model.heads:
         raise UserError(
             f"config.model.heads={model.heads}: must divide the {8 * model.width} channels of the last stage "
             "(model.width times 8). Take 4."

@@ -14,15 +14,15 @@ from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
 from rcmnet_jax.files import write_atomic
-from rcmnet_jax.report import answers, run_report
+from rcmnet_jax.report import card_answers, run_report
 from rcmnet_jax.report.card import CardFacts, render_card
 from rcmnet_jax.settings import to_dict
-from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
+from rcmnet_jax.training.sharding import barrier, is_main_process, main_process_value
 from rcmnet_jax.workdir import read_json
 
 if TYPE_CHECKING:
     from rcmnet_jax.intake import Data
-    from rcmnet_jax.stages import Run
+    from rcmnet_jax.training_job import Run
 
 SHOWN = ("balanced_accuracy", "top1", "auroc")  # three fit a terminal of 80 columns; metrics.json has the rest
 
@@ -30,7 +30,7 @@ SHOWN = ("balanced_accuracy", "top1", "auroc")  # three fit a terminal of 80 col
 def is_finished(workdir: Path) -> bool:
     """Whether the run has left its report, which is written last, and its bundle is undamaged and knows card.yaml."""
     done = (workdir / "report.html").exists() and bundles.is_sound(workdir / "bundle")
-    return agreed(done and answers.is_current(workdir))
+    return main_process_value(done and card_answers.is_current(workdir))
 
 
 def interval(metric: dict[str, Any]) -> str:
@@ -40,33 +40,33 @@ def interval(metric: dict[str, Any]) -> str:
     return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
 
 
-def say_leaf(here: Run, folder: Path, name: str) -> None:
+def print_result(run: Run, folder: Path, name: str) -> None:
     """One line on a leaf that is done."""
     metrics = read_json(folder / "metrics.json")
-    here.around.console.say(f"{name}: balanced accuracy {interval(metrics['balanced_accuracy'])}, n={metrics['n']}")
+    run.services.console.say(f"{name}: balanced accuracy {interval(metrics['balanced_accuracy'])}, n={metrics['n']}")
 
 
-def conclude(here: Run, data: Data) -> None:
+def conclude(run: Run, data: Data) -> None:
     """Makes the top of the workdir from the leaves: predictions.csv, metrics.json, bundle/, and report.html last."""
     if is_main_process():
-        tables = arm_tables(here, data)
+        tables = arm_tables(run, data)
         table = next(iter(tables.values()))
-        metrics = {arm: compute(each, seed=here.config.seed) for arm, each in tables.items()}
+        metrics = {arm: compute(each, seed=run.config.seed) for arm, each in tables.items()}
         main = next(iter(metrics.values()))
-        facts = _calibrated(here, data, table)
+        facts = _calibrated(run, data, table)
         _note_calibration(main, facts, table)
         doubts = _doubts(metrics)
-        said = [*selection.summary(here, data.folds), label_review.leave(here.workdir, table)]
+        said = [*selection.summary(run, data.folds), label_review.write_review(run.workdir, table)]
         main["warnings"] += [*doubts, *said]
-        write_table(table, here.workdir / "predictions.csv")
+        write_table(table, run.workdir / "predictions.csv")
         for arm, values in metrics.items():
             if arm != "pretrain":
-                write_atomic(here.workdir / arm / "metrics.json", to_json(values))
-        write_atomic(here.workdir / "metrics.json", to_json(main))
-        comparison = compare(tables, seed=here.config.seed) if len(tables) > 1 else None
-        _final_bundle(here, data, facts, main, comparison)
-        run_report.write(here, data, tables, metrics, facts, comparison, doubts)
-        _show(here, data, metrics, [*([] if comparison is None else comparison["sentences"]), *said], doubts)
+                write_atomic(run.workdir / arm / "metrics.json", to_json(values))
+        write_atomic(run.workdir / "metrics.json", to_json(main))
+        comparison = compare(tables, seed=run.config.seed) if len(tables) > 1 else None
+        _final_bundle(run, data, facts, main, comparison)
+        run_report.write(run, data, tables, metrics, facts, comparison, doubts)
+        _show(run, data, metrics, [*([] if comparison is None else comparison["sentences"]), *said], doubts)
     barrier("conclusion")
 
 
@@ -77,34 +77,34 @@ def _doubts(metrics: Mapping[str, dict[str, Any]]) -> list[str]:
     return [found] if found else []
 
 
-def arm_tables(here: Run, data: Data) -> dict[str, Table]:
+def arm_tables(run: Run, data: Data) -> dict[str, Table]:
     """The joined table of each arm, the main one first; without a target, pretrain's and the shortcut's."""
     if data.target is None:
         folders = {"pretrain": "pretrain", "shortcut": "shortcut/seed_0/fold_0"}
-        return {arm: read_table(here.workdir / folder / "predictions.csv") for arm, folder in folders.items()}
+        return {arm: read_table(run.workdir / folder / "predictions.csv") for arm, folder in folders.items()}
     return {
         arm: join(
             [
-                read_table(here.workdir / arm / f"seed_{seed}" / f"fold_{number}" / "predictions.csv")
+                read_table(run.workdir / arm / f"seed_{seed}" / f"fold_{number}" / "predictions.csv")
                 for seed, folds in enumerate(data.folds)
                 for number in range(len(folds))
             ]
         )
-        for arm in sorted(here.config.arms, key=lambda arm: arm != "transfer")
+        for arm in sorted(run.config.arms, key=lambda arm: arm != "transfer")
     }
 
 
-def _calibrated(here: Run, data: Data, table: Table) -> dict[str, Any]:
+def _calibrated(run: Run, data: Data, table: Table) -> dict[str, Any]:
     """The content of the top bundle's calibration.json, but for what is fitted to training images.
 
     Fitted on rows that the networks of the table had not seen, out of fold or `val`; a table on `test` comes from a
     bundle that was calibrated on `val` before. Empty where too few rows are at hand.
     """
     if (table.split == "test").all():
-        made = bundles.load(here.workdir / "pretrain" / "bundle").calibration
+        made = bundles.load(run.workdir / "pretrain" / "bundle").calibration
         return {key: value for key, value in made.items() if key not in ("ood", "appearance")}
     rows = "validation images" if data.target is None else "out-of-fold images"
-    return calibration.from_table(table, alpha=here.config.evaluation.error_rate, fitted_on=rows)
+    return calibration.from_table(table, alpha=run.config.evaluation.error_rate, fitted_on=rows)
 
 
 def _note_calibration(metrics: dict[str, Any], facts: dict[str, Any], table: Table) -> None:
@@ -115,20 +115,20 @@ def _note_calibration(metrics: dict[str, Any], facts: dict[str, Any], table: Tab
             "are the network's own, and it never abstains."
         )
     elif (table.split == "test").all():
-        metrics["calibration"]["before_temperature"] = calibration.undone(table, facts["temperature"])
+        metrics["calibration"]["before_temperature"] = calibration.before_temperature(table, facts["temperature"])
     elif changed := facts.get("reliability"):
         metrics["calibration"]["after_temperature"] = changed["after"]
 
 
 def _final_bundle(
-    here: Run, data: Data, calibrated: dict[str, Any], metrics: dict[str, Any], comparison: dict[str, Any] | None
+    run: Run, data: Data, calibrated: dict[str, Any], metrics: dict[str, Any], comparison: dict[str, Any] | None
 ) -> None:
-    made = bundles.load(here.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
+    made = bundles.load(run.workdir / ("pretrain" if data.target is None else "transfer/final") / "bundle")
     facts = {**made.calibration, **calibrated}
     card = CardFacts(
         model=made.network.config.name,
         classes=made.classes,
-        config=to_dict(here.config),
+        config=to_dict(run.config),
         preprocessing=dataclasses.asdict(made.rule),
         data=run_report.data_facts(data),
         metrics=metrics,
@@ -136,15 +136,15 @@ def _final_bundle(
         findings=data.audit.to_json()["findings"],
         comparison=comparison,
         provenance=made.provenance,
-        answers=answers.read(here.workdir),
+        answers=card_answers.read(run.workdir),
     )
-    bundles.write(here.workdir / "bundle", dataclasses.replace(made, calibration=facts), render_card(card))
+    bundles.write(run.workdir / "bundle", dataclasses.replace(made, calibration=facts), render_card(card))
 
 
 def _show(
-    here: Run, data: Data, metrics: dict[str, dict[str, Any]], compared: Sequence[str], doubts: Sequence[str]
+    run: Run, data: Data, metrics: dict[str, dict[str, Any]], compared: Sequence[str], doubts: Sequence[str]
 ) -> None:
-    console = here.around.console
+    console = run.services.console
     main = data.target or data.source
     assert main is not None
     kind = "SYNTHETIC DATA, " if main.synthetic else ""
@@ -157,7 +157,7 @@ def _show(
     for doubt in doubts:
         console.warn(doubt)
     console.say(bundles.DISCLAIMER)
-    console.say(f"Bundle: {here.workdir / 'bundle'}")
-    if open_questions := len(set(answers.ASKED) - set(answers.read(here.workdir))):
-        console.say(f"Card: {open_questions} things only you know are asked in {here.workdir / answers.FILE}")
-    console.say(f"Report: {here.workdir / 'report.html'}")
+    console.say(f"Bundle: {run.workdir / 'bundle'}")
+    if open_questions := len(set(card_answers.ASKED) - set(card_answers.read(run.workdir))):
+        console.say(f"Card: {open_questions} things only you know are asked in {run.workdir / card_answers.FILE}")
+    console.say(f"Report: {run.workdir / 'report.html'}")

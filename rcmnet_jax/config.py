@@ -10,7 +10,7 @@ VIEWS = ("one", "dihedral")
 MODEL_NAMES = (*(body + parts for body in _BODIES for parts in _PARTS), "rcmnet", "vit_s16")
 
 
-def parts_of(model: str) -> list[str]:
+def model_parts(model: str) -> list[str]:
     """What a model's name says it is made of, the body first: ['resnet18', 'cbam', 'mhsa'] for rcmnet."""
     return ("resnet18_cbam_mhsa" if model == "rcmnet" else model).split("_")
 
@@ -66,7 +66,7 @@ class AugmentConfig:
     # The rest: other laboratories' staining, lamps and cameras, which the small jitter above does not reach.
     gamma: float = 0.0  # camera's response: x ** exp(U(-gamma, gamma))
     white: float = 0.0  # white balance: gain of each channel from exp(U(-white, white))
-    hue: float = 0.0  # channels' optical densities mixed by I + U(-hue, hue), greys kept
+    hue: float = 0.0  # no hue rotation: optical densities of the channels mixed by I + U(-hue, hue), greys kept
     reinhard: float = 0.0  # probability that log colours' means and deviations move towards drawn ones
     grey: float = 0.0  # probability of greyscale
     noise: float = 0.0  # standard deviation drawn from U(0, noise), of values in [0, 1]
@@ -168,7 +168,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How images are looked at after training, and what is promised of the predictions."""
+    """Views of an image at test time, and the error rate that conformal prediction sets are built for."""
 
     views: str = "one"  # one | dihedral: the mean over the 8 flips and quarter turns, at 8 times the cost
     error_rate: float = 0.1  # of conformal sets, per class: the true class may be missing from so many

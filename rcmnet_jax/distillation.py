@@ -14,25 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from rcmnet_jax import conclusion, leaves, stages
+from rcmnet_jax import conclusion, run_outputs, training_job
 from rcmnet_jax.data import audit, splits
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import soft_labels
 from rcmnet_jax.files import write_json
-from rcmnet_jax.stages import Job
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.sharding import barrier, is_main_process
+from rcmnet_jax.training_job import Job
 from rcmnet_jax.workdir import read_json
 
 
-def distilled(job: Job) -> Job:
+def with_soft_labels(job: Job) -> Job:
     """The job with soft targets where the config asks for them; notes a digest of them in its folder.
 
     Raises:
       UserError: tables that cannot be read or do not fit, or that have changed since the run began.
     """
-    here, data = job.pixels.run, job.pixels.data
-    asked = here.config.source
+    run, data = job.pixels.run, job.pixels.data
+    asked = run.config.source
     if not (asked.soft_labels or asked.soft_folds):
         return job
     files = asked.soft_labels or tuple(map(str, _folds(job, asked.soft_folds)))
@@ -43,48 +43,48 @@ def distilled(job: Job) -> Job:
     if note.exists() and read_json(note) != facts:
         name = "soft_labels" if asked.soft_labels else "soft_folds"
         raise UserError(
-            f"config.source.{name}: the predictions in {', '.join(files)} have changed since {here.workdir} began to "
+            f"config.source.{name}: the predictions in {', '.join(files)} have changed since {run.workdir} began to "
             "learn from them. Restore them, or give another --workdir."
         )
     if is_main_process():
         write_json(note, facts)
     barrier(f"{job.name}/soft_labels")
-    here.around.console.say(f"{job.name}: {facts['images']} of {len(job.rows)} training images have soft labels")
+    run.services.console.say(f"{job.name}: {facts['images']} of {len(job.rows)} training images have soft labels")
     return dataclasses.replace(job, soft=found)
 
 
 def _folds(job: Job, count: int) -> list[Path]:
     """The held-out predictions of each fold, by networks trained as the job's is, on the other folds' images."""
-    here, data = job.pixels.run, job.pixels.data
-    config = here.config
+    run, data = job.pixels.run, job.pixels.data
+    config = run.config
     folds, said = splits.source_folds(
         data.examples, data.classes, job.rows, count=count, seed=config.seed, twins=audit.twins(data, config.audit)
     )
-    here.around.console.say(f"{job.name}: {said}")
+    run.services.console.say(f"{job.name}: {said}")
     label, tables = data.examples.label, []
     for number, fold in enumerate(folds):
-        here.around.stop.check()
+        run.services.stop.check()
         # Of a class that it was not shown a network knows nothing: such images keep their labels.
         held_out = fold.test[np.isin(label[fold.test], label[fold.train])]
         if not len(held_out):
             continue
         name = f"{job.name}/folds/fold_{number}"
-        tables.append(here.workdir / name / "predictions.csv")
-        if not leaves.is_done(here.workdir / name, network=False):
+        tables.append(run.workdir / name / "predictions.csv")
+        if not run_outputs.is_done(run.workdir / name, network=False):
             steps = optimizers.total_steps(config.source.epochs, len(fold.train), config.batch_size)
             fold_job = dataclasses.replace(job, name=name, rows=fold.train, steps=steps, watch=fold.inner)
-            _leave(fold_job, held_out, number)
+            _write_held_out(fold_job, held_out, number)
     return tables
 
 
-def _leave(job: Job, rows: np.ndarray, fold: int) -> None:
+def _write_held_out(job: Job, rows: np.ndarray, fold: int) -> None:
     """Trains a fold's network and leaves what it says of the rows that it has not seen."""
-    here = job.pixels.run
-    trained = stages.fit(job)
-    made = leaves.bundle_of(job, trained)
+    run = job.pixels.run
+    trained = training_job.fit(job)
+    made = run_outputs.bundle_of(job, trained)
     try:
-        table = leaves.table_of(made, job.pixels.data, rows, here.placement, split="oof", seed=-1, fold=fold)
+        table = run_outputs.table_of(made, job.pixels.data, rows, run.placement, split="oof", seed=-1, fold=fold)
     finally:
         trained.settle()  # nothing is written of a network whose last checkpoint is not kept
-    leaves.report_leaf(here, job.folder_of, table, leaves.provenance(job, trained))
-    conclusion.say_leaf(here, job.folder_of, job.name)
+    run_outputs.write_results(run, job.folder_of, table, run_outputs.provenance(job, trained))
+    conclusion.print_result(run, job.folder_of, job.name)

@@ -7,21 +7,21 @@ import functools
 from pathlib import Path
 
 from rcmnet_jax import bundle as bundles
-from rcmnet_jax import canary, conclusion, distillation, first_step, intake, jobs, leaves, runtime, stages
+from rcmnet_jax import canary, conclusion, distillation, intake, jobs, precompile, run_outputs, runtime, training_job
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.checkpoint import initial, published
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.evaluation import calibration
 from rcmnet_jax.intake import Data
-from rcmnet_jax.report import answers
-from rcmnet_jax.stages import Job, Pixels, Run
-from rcmnet_jax.target import shortcut_leaf, target
+from rcmnet_jax.report import card_answers
+from rcmnet_jax.target import run_transfer, write_shortcut
 from rcmnet_jax.training import optimizer as optimizers
-from rcmnet_jax.training.loop import Surroundings
+from rcmnet_jax.training.loop import RunServices
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement, barrier, is_main_process
 from rcmnet_jax.training.stop import StopRequest
+from rcmnet_jax.training_job import Job, Run, TrainingImages
 from rcmnet_jax.workdir import note_environment, opened
 
 
@@ -43,19 +43,19 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         canary.check(programs)
         if is_main_process():
             note_environment(workdir, console)
-            answers.ask(workdir)
-        answers.read(workdir)  # refused now, not after the training
+            card_answers.ask(workdir)
+        card_answers.read(workdir)  # refused now, not after the training
         records = Records(workdir, active=is_main_process())
         try:
-            here = Run(config, workdir, placement, Surroundings(records, console, stop))
+            run = Run(config, workdir, placement, RunServices(records, console, stop))
             _find_weights(config, console)
-            data = intake.gather(config, workdir, console, stop, functools.partial(first_step.begin, here))
-            source = pretrain(here, data) if data.source is not None else None
+            data = intake.gather(config, workdir, console, stop, functools.partial(precompile.begin, run))
+            source = pretrain(run, data) if data.source is not None else None
             if data.target is not None:
-                target(here, data, source)
+                run_transfer(run, data, source)
             else:
-                _source_baseline(here, data)
-            conclusion.conclude(here, data)
+                _source_baseline(run, data)
+            conclusion.conclude(run, data)
         finally:
             records.close()
 
@@ -71,37 +71,37 @@ def _find_weights(config: ExperimentConfig, console: Console) -> None:
         initial.place_of(path)
 
 
-def pretrain(here: Run, data: Data) -> Bundle:
+def pretrain(run: Run, data: Data) -> Bundle:
     """Trains on the source, evaluates on `test`, else `val`, and returns the bundle.
 
     With a `test` part the bundle is calibrated on `val`. Without one it stays as the network is: rows that a
     calibration saw are not reported by it.
     """
-    config, folder = here.config, here.workdir / "pretrain"
+    config, folder = run.config, run.workdir / "pretrain"
     assert data.source is not None
-    if not leaves.is_done(folder):
+    if not run_outputs.is_done(folder):
         network = jobs.network_of(config, len(data.source.classes), config.source_size)
-        start = jobs.Start(network.init(here.seed("pretrain/init")))
+        start = jobs.Start(network.init(run.seed("pretrain/init")))
         if config.source.init_from:
-            start = jobs.initialised(here, network, start.weights, folder, "initialised")
+            start = jobs.initialised(run, network, start.weights, folder, "initialised")
         rows = data.holdout["train"]
         job = Job(
-            "pretrain", Pixels(data.source, here), rows, network, start.weights, config.source,
+            "pretrain", TrainingImages(data.source, run), rows, network, start.weights, config.source,
             optimizers.total_steps(config.source.epochs, len(rows), config.batch_size),
             transferred=start.transferred, watch=data.holdout["val"],
         )  # fmt: skip
-        job = distillation.distilled(job)
-        trained = stages.fit(job)
-        leaves.leave(job, trained)
+        job = distillation.with_soft_labels(job)
+        trained = training_job.fit(job)
+        run_outputs.write_bundle(job, trained)
         split = _reported(data)
         if split == "test":
-            _calibrate(here, folder / "bundle", data)
+            _calibrate(run, folder / "bundle", data)
         made = bundles.load(folder / "bundle")
-        table = leaves.table_of(
-            made, data.source, data.holdout[split], here.placement, split=split, seed=-1, fold=-1, features_in=folder
+        table = run_outputs.table_of(
+            made, data.source, data.holdout[split], run.placement, split=split, seed=-1, fold=-1, features_in=folder
         )
-        leaves.report_leaf(here, folder, table, leaves.provenance(job, trained))
-        conclusion.say_leaf(here, folder, f"pretrain, {split}")
+        run_outputs.write_results(run, folder, table, run_outputs.provenance(job, trained))
+        conclusion.print_result(run, folder, f"pretrain, {split}")
     return bundles.load(folder / "bundle")
 
 
@@ -110,22 +110,22 @@ def _reported(data: Data) -> str:
     return "test" if len(data.holdout["test"]) else "val"
 
 
-def _source_baseline(here: Run, data: Data) -> None:
+def _source_baseline(run: Run, data: Data) -> None:
     """The shortcut's leaf of a run without a target: on the rows that pretraining reports on."""
     name, source = "shortcut/seed_0/fold_0", data.source
     assert source is not None
-    if not leaves.is_done(here.workdir / name, network=False):
+    if not run_outputs.is_done(run.workdir / name, network=False):
         split = _reported(data)
         train, reported = data.holdout["train"], data.holdout[split]
-        shortcut_leaf(here, source, train, reported, name, split=split, seed=-1, fold=-1)
+        write_shortcut(run, source, train, reported, name, split=split, seed=-1, fold=-1)
 
 
-def _calibrate(here: Run, folder: Path, data: Data) -> None:
+def _calibrate(run: Run, folder: Path, data: Data) -> None:
     """Adds to the pretrained bundle what `val` tells of its probabilities; too few rows leave it as it is."""
     assert data.source is not None
     made, rows = bundles.load(folder), data.holdout["val"]
-    table = leaves.table_of(made, data.source, rows, here.placement, split="val", seed=-1, fold=-1)
-    facts = calibration.from_table(table, alpha=here.config.evaluation.error_rate, fitted_on="validation images")
+    table = run_outputs.table_of(made, data.source, rows, run.placement, split="val", seed=-1, fold=-1)
+    facts = calibration.from_table(table, alpha=run.config.evaluation.error_rate, fitted_on="validation images")
     if is_main_process():
         bundles.write(folder, dataclasses.replace(made, calibration={**made.calibration, **facts}))
     barrier("pretrain/calibration")

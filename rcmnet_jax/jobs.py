@@ -17,9 +17,9 @@ from rcmnet_jax.evaluation import probe
 from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import write_json
 from rcmnet_jax.models import Network
-from rcmnet_jax.stages import Job, Pixels, Run, Weights
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.sharding import is_main_process
+from rcmnet_jax.training_job import Job, Run, TrainingImages, Weights
 
 
 @dataclass(frozen=True)
@@ -38,33 +38,33 @@ def network_of(config: ExperimentConfig, classes: int, size: int) -> Network:
     )
 
 
-def initialised(here: Run, network: Network, fresh: Weights, folder: Path, what: str, *, aloud: bool = True) -> Start:
+def initialised(run: Run, network: Network, fresh: Weights, folder: Path, what: str, *, verbose: bool = True) -> Start:
     """The weights of `source.init_from` in a fresh network; the account goes to the folder's transfer.json."""
-    params, stats, report = initial.load(here.config.source.init_from, network, fresh)
-    _note(here, folder, f"{what} from {here.config.source.init_from}", report, aloud=aloud)
+    params, stats, report = initial.load(run.config.source.init_from, network, fresh)
+    _note(run, folder, f"{what} from {run.config.source.init_from}", report, verbose=verbose)
     return Start((params, stats), _taken(report))
 
 
-def start_of(here: Run, network: Network, name: str, arm: str, source: Bundle | None, *, aloud: bool = False) -> Start:
+def start_of(run: Run, network: Network, name: str, arm: str, source: Bundle | None, *, verbose: bool = False) -> Start:
     """Where an arm starts: scratch at random, direct at `source.init_from`, the others at the pretrained body.
 
     Where nothing was pretrained here, `source.init_from` takes its place. The same at every call.
     """
-    fresh, folder = network.init(here.seed(f"{name}/init")), here.workdir / name
+    fresh, folder = network.init(run.seed(f"{name}/init")), run.workdir / name
     if arm == "scratch":
         return Start(fresh)
     if source is None or arm == "direct":
-        return initialised(here, network, fresh, folder, arm, aloud=aloud)
+        return initialised(run, network, fresh, folder, arm, verbose=verbose)
     params, stats, report = transfer(
         source.params, source.batch_stats, *fresh, head=network.head, position=network.is_position_table
     )
-    _note(here, folder, "transfer of the pretrained body", report, aloud=aloud)
+    _note(run, folder, "transfer of the pretrained body", report, verbose=verbose)
     return Start((params, stats), _taken(report))
 
 
 def make_job(
-    here: Run,
-    pixels: Pixels,
+    run: Run,
+    pixels: TrainingImages,
     name: str,
     arm: str,
     rows: np.ndarray,
@@ -72,20 +72,20 @@ def make_job(
     settings: TargetConfig,
     *,
     images: int = 0,
-    aloud: bool = False,
+    verbose: bool = False,
 ) -> Job:
     """The training of an arm's network on some rows of the target; `name` is its folder and seeds all it draws.
 
     `images` are those that an epoch counts, 0: the rows.
     """
-    network = network_of(here.config, len(pixels.data.classes), here.config.target_size)
-    start = start_of(here, network, name, arm, source, aloud=aloud)
+    network = network_of(run.config, len(pixels.data.classes), run.config.target_size)
+    start = start_of(run, network, name, arm, source, verbose=verbose)
     weights = start.weights
     if settings.head == "probe" and arm != "scratch":
         weights = with_probe(pixels, network, weights, rows)
     counted = images or len(rows)
-    head = steps_of(settings.freeze_epochs, counted, here.config.batch_size) if arm != "scratch" else 0
-    steps = steps_of(settings.epochs, counted, here.config.batch_size)
+    head = steps_of(settings.freeze_epochs, counted, run.config.batch_size) if arm != "scratch" else 0
+    steps = steps_of(settings.epochs, counted, run.config.batch_size)
     return Job(name, pixels, rows, network, weights, settings, steps, head, start.transferred, epoch_images=images)
 
 
@@ -94,7 +94,7 @@ def steps_of(epochs: float, images: int, batch_size: int) -> int:
     return optimizers.total_steps(epochs, images, batch_size) if epochs else 0
 
 
-def with_probe(pixels: Pixels, network: Network, weights: Weights, rows: np.ndarray) -> Weights:
+def with_probe(pixels: TrainingImages, network: Network, weights: Weights, rows: np.ndarray) -> Weights:
     """The weights with the linear probe of the rows as their head."""
     placement = pixels.run.placement
     params, batch_stats = placement.put_copies(weights)  # once, and not with each batch
@@ -110,10 +110,10 @@ def _taken(report: Report) -> frozenset[tuple[str, ...]]:
     return frozenset(path[1:] for path in leaves if path[0] == "params")
 
 
-def _note(here: Run, folder: Path, what: str, report: Any, *, aloud: bool) -> None:
+def _note(run: Run, folder: Path, what: str, report: Any, *, verbose: bool) -> None:
     if is_main_process():
         write_json(folder / "transfer.json", report.to_dict())
-    if aloud:
-        here.around.console.say(f"{what}:")
+    if verbose:
+        run.services.console.say(f"{what}:")
         for line in report.lines():
-            here.around.console.say(f"  {line}")
+            run.services.console.say(f"  {line}")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from scipy.special import log_softmax
 
-from rcmnet_jax import jobs, stages
+from rcmnet_jax import jobs, training_job
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import TargetConfig
 from rcmnet_jax.data.splits import Fold
@@ -25,9 +25,9 @@ from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import remove, write_json
 from rcmnet_jax.recipes import RECIPES, Score, affordable, best, most_chosen
 from rcmnet_jax.settings import to_dict
-from rcmnet_jax.stages import Job, Pixels, Run, Trained
-from rcmnet_jax.training.sharding import agreed, barrier, is_main_process
+from rcmnet_jax.training.sharding import barrier, is_main_process, main_process_value
 from rcmnet_jax.training.step import Controls
+from rcmnet_jax.training_job import Job, Run, Trained, TrainingImages
 from rcmnet_jax.workdir import read_json
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ _TIMED = 8  # steps; on accelerators too few to be exact, but none is that short
 class Search:
     """The recipes that every fold tries, and what it takes to try one."""
 
-    here: Run
-    pixels: Pixels
+    run: Run
+    pixels: TrainingImages
     source: Bundle | None
     names: tuple[str, ...]
 
@@ -60,26 +60,26 @@ class Search:
             "scores": {each: asdict(score) for each, score in scores.items()},
         }
         if is_main_process():
-            write_json(self.here.workdir / arm / place / "choice.json", facts)
+            write_json(self.run.workdir / arm / place / "choice.json", facts)
         if scores:
             shown = ", ".join(f"{each} {score.balanced_accuracy:.3f}" for each, score in scores.items())
-            self.here.around.console.say(f"{arm}/{place}: takes '{name}' ({shown} on {len(fold.inner)} inner images)")
+            self.run.services.console.say(f"{arm}/{place}: takes '{name}' ({shown} on {len(fold.inner)} inner images)")
         return name
 
     def settings(self, name: str) -> TargetConfig:
         """The target's settings under a recipe."""
-        return RECIPES[name].apply(self.here.config.target)
+        return RECIPES[name].apply(self.run.config.target)
 
     def _score(self, fold: Fold, arm: str, folder: str, name: str) -> Score:
-        path = self.here.workdir / folder / "score.json"
-        if agreed(path.exists()):
+        path = self.run.workdir / folder / "score.json"
+        if main_process_value(path.exists()):
             return Score(**read_json(path))
         rows = np.setdiff1d(fold.train, fold.inner)
-        job = jobs.make_job(self.here, self.pixels, folder, arm, rows, self.source, self.settings(name))
+        job = jobs.make_job(self.run, self.pixels, folder, arm, rows, self.source, self.settings(name))
         try:
-            score = measured(job, stages.fit(job), fold.inner)
+            score = measured(job, training_job.fit(job), fold.inner)
         except GuardError as error:  # a recipe that diverges is out, the run is not
-            self.here.around.console.warn(str(error))
+            self.run.services.console.warn(str(error))
             score = Score(-1.0, 0.0)
         if is_main_process():
             write_json(path, asdict(score))
@@ -88,39 +88,39 @@ class Search:
         return score
 
 
-def search(here: Run, pixels: Pixels, data: Data, source: Bundle | None) -> Search | None:
+def search(run: Run, pixels: TrainingImages, data: Data, source: Bundle | None) -> Search | None:
     """The search that the settings ask for, None without recipes. A budget is turned into a number of recipes once.
 
     How fast this machine trains is measured when the run begins and kept in candidates/plan.json, so that a run that
     goes on tries the same ones.
     """
-    names = here.config.target.recipes
+    names = run.config.target.recipes
     if not names:
         return None
-    made = Search(here, pixels, source, names)
-    path = here.workdir / FOLDER / "plan.json"
-    if here.config.target.budget_minutes and len(names) > 1:
-        if not agreed(path.exists()):
+    made = Search(run, pixels, source, names)
+    path = run.workdir / FOLDER / "plan.json"
+    if run.config.target.budget_minutes and len(names) > 1:
+        if not main_process_value(path.exists()):
             plan = _plan(made, data)
             if is_main_process():
                 write_json(path, plan)
             barrier("plan")
         plan = read_json(path)
-        here.around.console.say(_said(plan))
-        made = Search(here, pixels, source, tuple(plan["tried"]))
+        run.services.console.say(_said(plan))
+        made = Search(run, pixels, source, tuple(plan["tried"]))
     return made
 
 
 def _plan(made: Search, data: Data) -> dict[str, Any]:
     """Which recipes are tried: those, from the first on, whose steps fit into each fold's share of the budget."""
-    config, batch = made.here.config, made.here.config.batch_size
+    config, batch = made.run.config, made.run.config.batch_size
     folds = [fold for folds in data.folds for fold in folds]
     arms = [arm for arm in config.arms if arm in CHOOSING]
     largest = max((np.setdiff1d(fold.train, fold.inner) for fold in folds), key=len)
     # One epoch at least: a probe trains nothing, but sees each image.
     steps = {name: jobs.steps_of(max(made.settings(name).epochs, 1.0), len(largest), batch) for name in made.names}
     settings = (largest, made.source, config.target)
-    speed = _speed(jobs.make_job(made.here, made.pixels, f"{FOLDER}/speed", arms[0], *settings))
+    speed = _speed(jobs.make_job(made.run, made.pixels, f"{FOLDER}/speed", arms[0], *settings))
     seconds = 60 * config.target.budget_minutes / (len(folds) * len(arms))
     count = affordable(made.names, steps, batch_size=batch, speed=speed, seconds=seconds)
     return {
@@ -135,16 +135,16 @@ def _plan(made: Search, data: Data) -> dict[str, Any]:
 
 def _speed(job: Job) -> float:
     """Images a second of the job's training step, after it is compiled."""
-    stage, state, step, loader = stages.prepared(job)
+    plan, state, step, loader = training_job.prepared(job)
     begun = 0.0
     for k in range(_TIMED + 1):
-        rate = float(stage.learning_rates[0])
-        state, metrics = step(state, loader.batch(k), Controls.on_host(rate, True, stage.class_weights, stage.seed))
+        rate = float(plan.learning_rates[0])
+        state, metrics = step(state, loader.batch(k), Controls.on_host(rate, True, plan.class_weights, plan.seed))
         if k == 0:
             jax.block_until_ready((state, metrics))  # type: ignore[no-untyped-call]
             begun = time.monotonic()
     jax.block_until_ready((state, metrics))  # type: ignore[no-untyped-call]
-    return _TIMED * stage.batch_size / (time.monotonic() - begun)
+    return _TIMED * plan.batch_size / (time.monotonic() - begun)
 
 
 def _said(plan: dict[str, Any]) -> str:
@@ -178,19 +178,19 @@ def settled(workdir: Path, folds: Sequence[Sequence[Fold]]) -> str:
     return most_chosen([choice["recipe"] for choice in choices], scores)
 
 
-def summary(here: Run, folds: Sequence[Sequence[Fold]]) -> list[str]:
+def summary(run: Run, folds: Sequence[Sequence[Fold]]) -> list[str]:
     """A sentence for each arm that chose: what its folds took."""
-    if not (here.config.target.recipes and folds):
+    if not (run.config.target.recipes and folds):
         return []
     said = []
-    for arm in (arm for arm in here.config.arms if arm in CHOOSING):
-        choices = list(_choices(here.workdir, arm, folds))
+    for arm in (arm for arm in run.config.arms if arm in CHOOSING):
+        choices = list(_choices(run.workdir, arm, folds))
         taken = Counter(choice["recipe"] for choice in choices)
         if not any(choice["scores"] for choice in choices):
             said.append(f"Recipe of all folds of {arm}: '{choices[0]['recipe']}'. No other was tried.")
             continue
         shown = ", ".join(f"'{name}' in {count}" for name, count in taken.most_common())
-        final = f" The final model: '{settled(here.workdir, folds)}'." if arm == "transfer" else ""
+        final = f" The final model: '{settled(run.workdir, folds)}'." if arm == "transfer" else ""
         said.append(f"Recipes that the folds of {arm} chose on their inner splits: {shown} of {taken.total()}.{final}")
     return said
 

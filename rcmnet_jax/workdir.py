@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, one config for ever, and what is in it can be trusted after a kill."""
+"""The folder of a run: locked by one process, bound to one config, consistent after a kill."""
 
 from __future__ import annotations
 

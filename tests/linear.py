@@ -52,8 +52,8 @@ MODEL = Linear()
 PLACEMENT = Placement.everywhere()
 
 
-def fresh(recipe):
-    return PLACEMENT.put_copies(states.create(*MODEL.init(), make_optimizer(MODEL, recipe)))
+def fresh(step_config):
+    return PLACEMENT.put_copies(states.create(*MODEL.init(), make_optimizer(MODEL, step_config)))
 
 
 def batches(seed=3):
@@ -65,14 +65,16 @@ def batches(seed=3):
     )
 
 
-def stage(steps=6, **changes):
+def plan(steps=6, **changes):
     """Of epochs of three steps, where nothing else is said."""
-    made = loop.Stage("linear", steps, BATCH, np.full(steps, 0.1, np.float32), np.ones(CLASSES, np.float32), seed=1)
+    made = loop.TrainingPlan(
+        "linear", steps, BATCH, np.full(steps, 0.1, np.float32), np.ones(CLASSES, np.float32), seed=1
+    )
     return dataclasses.replace(made, **{"steps_per_epoch": N / BATCH} | changes)
 
 
 @contextlib.contextmanager
-def surroundings(folder: Path) -> Iterator[loop.Surroundings]:
+def run_services(folder: Path) -> Iterator[loop.RunServices]:
     """What a loop reports to, with its log in the folder."""
     with contextlib.closing(Records(folder)) as records:
-        yield loop.Surroundings(records, Console(active=False), StopRequest())
+        yield loop.RunServices(records, Console(active=False), StopRequest())

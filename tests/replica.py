@@ -25,7 +25,7 @@ from rcmnet_jax.data.loader import ResidentLoader  # noqa: E402
 from rcmnet_jax.models import Network  # noqa: E402
 from rcmnet_jax.training import state as states  # noqa: E402
 from rcmnet_jax.training.sharding import Cluster, Placement, join_cluster  # noqa: E402
-from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step  # noqa: E402
+from rcmnet_jax.training.step import Controls, StepConfig, make_optimizer, make_train_step  # noqa: E402
 
 SIZE, CLASSES, BATCH = 32, 3, 16
 
@@ -38,11 +38,11 @@ def main() -> None:
     images = rng.integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, 40)
     network = Network(ModelConfig(width=8), classes=CLASSES, image_size=SIZE)
-    recipe = Recipe(OptimizerConfig(), AugmentConfig())
+    step_config = StepConfig(OptimizerConfig(), AugmentConfig())
     wide = np.float64 if precision == "float64" else np.float32
     start = jax.tree.map(lambda leaf: np.asarray(leaf, wide), network.init(1))
-    state = placement.put_copies(states.create(*start, make_optimizer(network, recipe)))
-    step = make_train_step(network, recipe, placement)
+    state = placement.put_copies(states.create(*start, make_optimizer(network, step_config)))
+    step = make_train_step(network, step_config, placement)
     loader = ResidentLoader(
         placement.put_copies(images), labels, np.arange(40), batch_size=BATCH, seed=7, placing=placement
     )

@@ -15,9 +15,9 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax.data.appearance import describe
 from rcmnet_jax.data.images import standardise
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.adapt import adapt, parts_of
-from rcmnet_jax.evaluation.apply import predict
-from rcmnet_jax.evaluation.neighbours import lean
+from rcmnet_jax.evaluation.adapt import adapt, parse_adapt_parts
+from rcmnet_jax.evaluation.neighbours import smooth
+from rcmnet_jax.evaluation.predict_command import predict
 from rcmnet_jax.training.sharding import Placement
 from tests.test_appearance import smear
 
@@ -106,7 +106,7 @@ def test_batch_norm_takes_no_image_for_one_of_a_class_that_cannot_be(bundle, mon
     images = [smear(tint=(tint, 1, 1)) for tint in (1, 0.5) * 20]
     adapted(bundle, images, "norm")
     others = [name for name in bundle.classes if name != first]
-    adapted(bundle.among(others), images, "norm")
+    adapted(bundle.restricted_to(others), images, "norm")
     dark = [(part[..., 0].mean((1, 2)) <= 150).astype(int) for part in seen]
     assert np.abs(np.diff(dark[0])).sum() == 1  # sorted into two heaps
     assert np.abs(np.diff(dark[1])).sum() > 1  # all are of one class, and stay in the order that they were drawn in
@@ -166,7 +166,7 @@ def test_answers_lean_on_one_another_in_a_set_that_is_large_enough(bundle):
     many = adapted(bundle, THEIRS, "neighbours")
     assert many.facts["neighbours"] == {"near": 2}
     alone, features = many.bundle.answers_and_features(many.images, Placement.everywhere())
-    np.testing.assert_array_equal(many.answers(alone, features).probabilities, lean(alone, features).probabilities)
+    np.testing.assert_array_equal(many.answers(alone, features).probabilities, smooth(alone, features).probabilities)
     assert np.abs(many.answers(alone, features).probabilities - alone.probabilities).max() > 1e-3
     few = adapted(bundle, THEIRS[:9], "neighbours", "norm")
     assert few.answers(alone, features) is alone
@@ -176,6 +176,6 @@ def test_answers_lean_on_one_another_in_a_set_that_is_large_enough(bundle):
 
 
 def test_parts_are_named_or_refused():
-    assert parts_of("norm, scale") == ("scale", "norm")
+    assert parse_adapt_parts("norm, scale") == ("scale", "norm")
     with pytest.raises(UserError, match="--adapt-parts=stain: give one or more of scale,colour,norm,neighbours"):
-        parts_of("stain")
+        parse_adapt_parts("stain")

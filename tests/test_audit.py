@@ -323,7 +323,7 @@ def test_what_signals_tell_is_asked_once_of_the_same_set(tmp_path, monkeypatch):
     assert len(asked) == 7
 
 
-@pytest.mark.parametrize("changed", ["label", "group", "pixels", "signals", "packages", "processor"])
+@pytest.mark.parametrize("changed", ["label", "group", "pixel_sha256", "signals", "packages", "processor"])
 def test_what_signals_tell_is_asked_anew_where_anything_differs(tmp_path, monkeypatch, changed):
     made = Folder(tmp_path / "set")
     for i in range(8):

@@ -82,7 +82,7 @@ def test_fewer_than_twenty_labelled_images_calibrate_nothing():
 def test_undoing_a_temperature_gives_the_reliability_of_the_network_itself():
     table = uncalibrated(500)
     scaled = calibration.apply_temperature(np.log(table.probabilities), 2.5)
-    found = calibration.undone(dataclasses.replace(table, probabilities=scaled), 2.5)
+    found = calibration.before_temperature(dataclasses.replace(table, probabilities=scaled), 2.5)
     parts = np.arange(500) % 2
     before = calibration.before_and_after(np.log(table.probabilities), table.truth(), parts)["before"]
     assert found["ece"] == pytest.approx(before["ece"])

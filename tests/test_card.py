@@ -6,8 +6,8 @@ import pytest
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.evaluation.metrics import compute
 from rcmnet_jax.evaluation.tables import make_table
-from rcmnet_jax.report.answers import ASKED
 from rcmnet_jax.report.card import CardFacts, answers, plain, render_card
+from rcmnet_jax.report.card_answers import ASKED
 from rcmnet_jax.report.inputs import DataFacts
 from rcmnet_jax.report.items import ITEMS
 from rcmnet_jax.settings import from_dict, to_dict
@@ -104,7 +104,7 @@ def test_known_items_are_filled_in_and_leave_the_missing_list():
         calibration={"temperature": 1.25, "fitted_on": "60 rows", "conformal": {"alpha": 0.1, "rare": ["blast"]}},
         findings=[],
         comparison={"sentences": ["rcmnet beats nothing."]},
-        provenance={"seed": 0, "initialised_from": "weights.safetensors"},
+        provenance={"seed": 0},
         answers={"ethics": "Approved by nobody: a test."},
     )
     text = render_card(facts)

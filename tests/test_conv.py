@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmnet_jax.models import conv as forms
-from rcmnet_jax.models import reduce, turned
+from rcmnet_jax.models import kernel_gradient, reduce
 from rcmnet_jax.models.norm import batch_norm, layer_norm
 from rcmnet_jax.models.winograd import winograd_conv
 
@@ -250,7 +250,7 @@ def test_turned_images_give_the_kernel_the_same_gradient(size, kernel, stride, p
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, w = draw(3, *size, 5), draw(kernel, kernel, 5, 6, seed=2)
     alike(
-        lambda x, w: turned.turned_conv(x, w, stride, padding),
+        lambda x, w: kernel_gradient.turned_conv(x, w, stride, padding),
         lambda x, w: forms.plain_conv(x, w, stride, padding),
         x,
         w,
@@ -265,8 +265,8 @@ def test_images_are_turned_in_a_loop_where_rows_divide_one_device_has_them_and_t
     x, w, dy = draw(2, rows, 8, 4), draw(3, 3, 4, 4, seed=2), draw(2, rows, 8, 4, seed=3)
 
     def gradient(x, dy):
-        return turned.kernel_gradient(x, dy, w, 1, 1)
+        return kernel_gradient.kernel_gradient(x, dy, w, 1, 1)
 
     assert ("scan" in str(jax.make_jaxpr(gradient)(x, dy))) is loops
-    monkeypatch.setattr(turned, "LARGEST", x.nbytes - 1)
-    assert "scan" not in str(jax.make_jaxpr(lambda x, dy: turned.kernel_gradient(x, dy, w, 1, 1))(x, dy))
+    monkeypatch.setattr(kernel_gradient, "LARGEST", x.nbytes - 1)
+    assert "scan" not in str(jax.make_jaxpr(lambda x, dy: kernel_gradient.kernel_gradient(x, dy, w, 1, 1))(x, dy))

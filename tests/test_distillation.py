@@ -25,13 +25,13 @@ def rows_of(file):
 
 def test_a_job_without_soft_labels_is_left_as_it_is(tmp_path):
     with small_job(tmp_path) as job:
-        assert distillation.distilled(job) is job
+        assert distillation.with_soft_labels(job) is job
 
 
 @pytest.mark.slow
 def test_targets_hold_what_the_network_that_had_not_seen_the_image_says_at_its_weight(tmp_path):
     with small_job(tmp_path, soft_folds=3, soft_weight=0.3) as job:
-        made = distillation.distilled(job)
+        made = distillation.with_soft_labels(job)
     data = job.pixels.data
     assert made.soft.shape == (len(data.examples.path), len(data.classes))
     np.testing.assert_allclose(made.soft[job.rows].sum(1), 0.3, atol=1e-6)

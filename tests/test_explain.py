@@ -17,8 +17,8 @@ from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import explain
-from rcmnet_jax.evaluation.apply import predict
 from rcmnet_jax.evaluation.overlay import UNUSUAL, Names, blend, draw, explained
+from rcmnet_jax.evaluation.predict_command import predict
 from rcmnet_jax.models import Network
 
 CLASSES = ("blast", "<b>mono</b>", "other")

@@ -15,7 +15,7 @@ from rcmnet_jax.models import Network
 from rcmnet_jax.training import heads
 from rcmnet_jax.training import state as states
 from rcmnet_jax.training.sharding import Placement
-from rcmnet_jax.training.step import Controls, Recipe, make_optimizer, make_train_step
+from rcmnet_jax.training.step import Controls, StepConfig, make_optimizer, make_train_step
 
 SIZE, BATCH, N = 32, 8, 24
 PLACEMENT = Placement.everywhere()
@@ -33,12 +33,12 @@ def batches(classes, soft=None):
     return ResidentLoader(images, labels, np.arange(N), batch_size=BATCH, seed=1, placing=PLACEMENT, soft=soft)
 
 
-def trained(model, params, batch_stats, recipe, classes, soft=None, steps=3):
-    state = PLACEMENT.put_copies(states.create(params, batch_stats, make_optimizer(model, recipe)))
-    step, loader = make_train_step(model, recipe, PLACEMENT), batches(classes, soft)
+def trained(model, params, batch_stats, step_config, classes, soft=None, steps=3):
+    state = PLACEMENT.put_copies(states.create(params, batch_stats, make_optimizer(model, step_config)))
+    step, loader = make_train_step(model, step_config, PLACEMENT), batches(classes, soft)
     weights = np.linspace(1, 2, classes)
     for k in range(steps):
-        rate = 0.05 if recipe.optimizer.name == "sgd" else 1e-4  # Adam moves by it whatever the gradient
+        rate = 0.05 if step_config.optimizer.name == "sgd" else 1e-4  # Adam moves by it whatever the gradient
         state, metrics = step(state, loader.batch(k), Controls.on_host(rate, True, weights, 1))
     return jax.device_get(state), jax.device_get(metrics)
 
@@ -58,12 +58,13 @@ def test_a_widened_head_is_the_head_and_zeros_and_comes_back_the_same(classes):
 @pytest.mark.parametrize(("rule", "softly"), [("sgd", True), ("adamw", False)])
 def test_a_head_with_columns_to_spare_learns_what_one_without_does_and_they_stay_zeros(rule, softly):
     classes, narrow = 3, network(3)
-    wide, recipe = heads.wide(narrow), Recipe(OptimizerConfig(name=rule), dataclasses.replace(AugmentConfig(), mixup=1))
+    wide, augment = heads.wide(narrow), dataclasses.replace(AugmentConfig(), mixup=1)
+    step_config = StepConfig(OptimizerConfig(name=rule), augment)
     params, stats = narrow.init(0)
     soft = np.float32(0.5 * np.random.default_rng(1).dirichlet(np.ones(classes), N)) if softly else None
     padded = None if soft is None else heads.pad(soft, wide.classes)
-    want, expected = trained(narrow, params, stats, recipe, classes, soft)
-    got, metrics = trained(wide, heads.widen(params, narrow), stats, recipe, classes, padded)
+    want, expected = trained(narrow, params, stats, step_config, classes, soft)
+    got, metrics = trained(wide, heads.widen(params, narrow), stats, step_config, classes, padded)
     close = {"rtol": 1e-3, "atol": 1e-4}  # steps let rounding grow: the third's gradient differs by 2e-4 on some CPUs
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), tuple(metrics), tuple(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), heads.narrow(got.params, narrow), want.params)
@@ -78,11 +79,11 @@ def test_a_head_with_columns_to_spare_learns_what_one_without_does_and_they_stay
 
 @pytest.mark.slow
 def test_networks_of_three_and_eight_classes_share_one_compiled_step(caplog):
-    recipe = Recipe(OptimizerConfig(ema_decay=0.75), AugmentConfig())  # that no other test compiles
+    step_config = StepConfig(OptimizerConfig(ema_decay=0.75), AugmentConfig())  # that no other test compiles
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for classes in (8, 3):
             narrow = network(classes)
             params, stats = narrow.init(0)
-            trained(heads.wide(narrow), heads.widen(params, narrow), stats, recipe, classes)
+            trained(heads.wide(narrow), heads.widen(params, narrow), stats, step_config, classes)
     compiled = [line for line in caplog.messages if "train_step" in line and "Finished XLA compilation" in line]
     assert len(compiled) == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from rcmnet_jax.evaluation.label_review import leave, review
+from rcmnet_jax.evaluation.label_review import review, write_review
 from rcmnet_jax.evaluation.tables import make_table
 
 CLASSES = ("a", "b", "c", "d")
@@ -27,7 +27,7 @@ def simulated(noise=0.05, n=400, seed=0):
 def test_planted_wrong_labels_come_first(tmp_path):
     p, labels, wrong = simulated()
     paths = [f"{i:03}.png" for i in range(len(p))]
-    told = leave(tmp_path, make_table(paths, p, CLASSES, label=[CLASSES[k] for k in labels]))
+    told = write_review(tmp_path, make_table(paths, p, CLASSES, label=[CLASSES[k] for k in labels]))
     with (tmp_path / "label_review.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "label", "suggested", "score", "rank"]
@@ -41,7 +41,7 @@ def test_planted_wrong_labels_come_first(tmp_path):
 def test_predictions_of_several_seeds_are_one_image_and_unlabelled_ones_are_none(tmp_path):
     p = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
     table = make_table(["x", "x", "y"], p, ("a", "b"), label=["b", "b", ""], seed=[0, 1, 0])
-    leave(tmp_path, table)
+    write_review(tmp_path, table)
     assert (tmp_path / "label_review.csv").read_text().splitlines()[1].startswith("x,b,")
     assert len((tmp_path / "label_review.csv").read_text().splitlines()) == 2
 

@@ -17,7 +17,7 @@ class Share:
     def __init__(self, process=0, processes=1):
         self.process, self.processes = process, processes
 
-    def share(self, batch_size):
+    def process_rows(self, batch_size):
         local = batch_size // self.processes
         return slice(self.process * local, (self.process + 1) * local)
 

@@ -13,9 +13,9 @@ from rcmnet_jax.config import ModelConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation.apply import _say_strange, _say_unknown, answered, predict, table_of
 from rcmnet_jax.evaluation.calibration import Calibrated, abstain
 from rcmnet_jax.evaluation.predict import BATCH, _batch, begin, forward, reestimate
+from rcmnet_jax.evaluation.predict_command import _say_strange, _say_unknown, answered, predict, table_of
 from rcmnet_jax.models import Network
 from rcmnet_jax.training.sharding import Placement
 from tests.bad_input.case import BUNDLE
@@ -175,4 +175,4 @@ def test_a_class_that_cannot_be_makes_nobody_abstain():
 def test_classes_of_a_set_are_those_of_the_bundle_and_two_at_least(classes, said):
     bundle = bundles.load(BUNDLE)
     with pytest.raises(UserError, match=f"^--classes.*{said}"):
-        bundle.among((*classes, bundle.classes[0]))
+        bundle.restricted_to((*classes, bundle.classes[0]))

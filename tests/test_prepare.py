@@ -54,7 +54,7 @@ def later(monkeypatch):
     """Ten seconds pass, so that files just written count as old."""
     now = time.time
     for form in ("folder", "base"):
-        monkeypatch.setattr(f"rcmnet_jax.data.forms.{form}.time.time", lambda: now() + 10)
+        monkeypatch.setattr(f"rcmnet_jax.data.formats.{form}.time.time", lambda: now() + 10)
 
 
 class Calls(list):
@@ -78,7 +78,7 @@ def test_rows_stand_in_the_order_of_the_paths_with_all_that_is_known(data, cache
         image = decode(content)
         assert made.classes[made.examples.label[row]] == paths[row][0]
         assert made.examples.sha256[row] == hashlib.sha256(content).hexdigest()
-        assert made.examples.pixels[row] == hashlib.sha256(b"9 11\n" + image.tobytes()).hexdigest()
+        assert made.examples.pixel_sha256[row] == hashlib.sha256(b"9 11\n" + image.tobytes()).hexdigest()
         np.testing.assert_array_equal(made.images()[row], standardise(image, RULE))
         np.testing.assert_array_equal(made.examples.signals[row], signals(image, len(content), "PNG"))
     assert made.examples.signals.shape == (60, len(made.examples.signal_names))

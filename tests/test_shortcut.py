@@ -18,7 +18,7 @@ def examples(label, signals, group=None):
         path=np.array([f"{i}.png" for i in range(n)]),
         label=np.array(label, np.int32),
         group=np.array(group if group is not None else [""] * n, str),
-        pixels=np.array([f"h{i}" for i in range(n)]),
+        pixel_sha256=np.array([f"h{i}" for i in range(n)]),
         signals=np.array(signals, np.float32),
         signal_names=NAMES,
     )
@@ -31,7 +31,7 @@ def noise(n, seed=0):
 def test_probabilities_are_float64_rows_that_sum_to_one_and_repeat():
     label = np.arange(60) % 3
     data = examples(label, noise(60))
-    one, two = (fit_predict(data, np.arange(40), np.arange(40, 60), 3, seed) for seed in (0, 7))
+    one, two = (fit_predict(data, np.arange(40), np.arange(40, 60), 3) for _ in range(2))
     assert one.shape == (20, 3)
     assert one.dtype == np.float64
     np.testing.assert_allclose(one.sum(1), 1)

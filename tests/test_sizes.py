@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from rcmnet_jax import stages
+from rcmnet_jax import training_job
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.checkpoint.transfer import transfer
 from rcmnet_jax.config import AugmentConfig, ModelConfig, OptimizerConfig
@@ -24,7 +24,7 @@ from rcmnet_jax.training import state as states
 from rcmnet_jax.training.records import Records
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
-from rcmnet_jax.training.step import Recipe, make_optimizer, make_train_step
+from rcmnet_jax.training.step import StepConfig, make_optimizer, make_train_step
 from rcmnet_jax.training.stop import StopRequest
 from tests.small_job import small_job
 
@@ -54,15 +54,15 @@ def test_at_its_own_size_a_network_and_its_parameters_are_what_they_were():
 def test_a_growing_stage_interrupted_on_either_side_of_the_switch_ends_with_the_same_bits(tmp_path):
     one = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])  # compiles sooner
     placement, network = Placement(one), Network(ModelConfig("resnet18_mhsa", width=8), classes=3, image_size=64)
-    recipe, start = Recipe(OptimizerConfig(), AugmentConfig()), network.init(1)
+    step_config, start = StepConfig(OptimizerConfig(), AugmentConfig()), network.init(1)
     rng = np.random.default_rng(0)
     images = placement.put_copies(rng.integers(0, 256, (N, 64, 64, 3), dtype=np.uint8))
     whole = ResidentLoader(images, rng.integers(0, 3, N), np.arange(N), batch_size=BATCH, seed=3, placing=placement)
     loader = GrowingLoader(whole, 32, UNTIL)
-    stage = loop.Stage("growing", STEPS, BATCH, np.full(STEPS, 0.05, np.float32), np.ones(3, np.float32), seed=1)
+    plan = loop.TrainingPlan("growing", STEPS, BATCH, np.full(STEPS, 0.05, np.float32), np.ones(3, np.float32), seed=1)
     records = Records(tmp_path)
-    around = loop.Surroundings(records, Console(active=False), StopRequest())
-    step = make_train_step(network, recipe, placement)
+    services = loop.RunServices(records, Console(active=False), StopRequest())
+    step = make_train_step(network, step_config, placement)
 
     def run(name, stop_at=0):
         stop = StopRequest()
@@ -73,9 +73,9 @@ def test_a_growing_stage_interrupted_on_either_side_of_the_switch_ends_with_the_
             stop.signal = 15 if int(state.step) + 1 == stop_at else None
             return step(state, batch, controls)
 
-        fresh = placement.put_copies(states.create(*start, make_optimizer(network, recipe)))
+        fresh = placement.put_copies(states.create(*start, make_optimizer(network, step_config)))
         with Store(tmp_path / name) as store:
-            made = loop.train(stage, fresh, watched, loader, store, dataclasses.replace(around, stop=stop))
+            made = loop.train(plan, fresh, watched, loader, store, dataclasses.replace(services, stop=stop))
         return jax.device_get(made), sizes
 
     wanted, sizes = run("whole")
@@ -91,7 +91,7 @@ def test_a_growing_stage_interrupted_on_either_side_of_the_switch_ends_with_the_
 def test_a_look_shows_images_at_the_size_that_the_weights_have_seen(tmp_path):
     growing = {"start_size": 32, "grow": 0.5, "optimizer": {"learning_rate": 0.0}}
     with small_job(tmp_path, size=48, epochs=2, **growing) as job:
-        stages.fit(job).settle()  # at a rate of 0 and without running statistics: the weights stay as they are
+        training_job.fit(job).settle()  # at a rate of 0 and without running statistics: the weights stay as they are
     network, start, watch, data = job.network, job.start, job.watch, job.pixels.data
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
     looks = {line["step"]: line["top1"] for line in lines if line.get("kind") == "validation"}

@@ -110,7 +110,7 @@ def test_a_zips_names_in_utf8_without_the_mark_are_read_as_what_they_are(tmp_pat
 
 def test_a_zip_that_another_took_the_place_of_has_no_stamp(tmp_path, monkeypatch):
     now = time.time
-    monkeypatch.setattr("rcmnet_jax.data.forms.base.time.time", lambda: now() + 10)  # files just written count as old
+    monkeypatch.setattr("rcmnet_jax.data.formats.base.time.time", lambda: now() + 10)  # files just written count as old
     for name in ("one", "two"):
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             archive.writestr("a/1.png", png(0))
@@ -644,7 +644,7 @@ def test_an_array_that_lies_about_its_shape_is_refused(tmp_path):
 
 
 def test_damage_deep_inside_an_array_refuses_the_whole_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("rcmnet_jax.data.forms.medmnist._BLOCK", 2000)
+    monkeypatch.setattr("rcmnet_jax.data.formats.medmnist._BLOCK", 2000)
     medmnist(tmp_path / "m.npz", (("train", 200),), compressed=False)
     data = bytearray((tmp_path / "m.npz").read_bytes())
     data[data.index(b"train_images") + 15_000] ^= 1

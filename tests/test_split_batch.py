@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from rcmnet_jax.models import conv, norm, reduce
-from rcmnet_jax.models.turned import turned_conv
+from rcmnet_jax.models.kernel_gradient import turned_conv
 from rcmnet_jax.models.winograd import winograd_conv
 from rcmnet_jax.training.sharding import Placement
 

@@ -23,7 +23,7 @@ def examples(label, group=None, split=None, pixels=None):
         label=np.array(label, np.int32),
         group=np.array(group if group is not None else [""] * n, str),
         split=np.array(split if split is not None else [""] * n, str),
-        pixels=np.array(pixels if pixels is not None else [f"h{i}" for i in range(n)], str),
+        pixel_sha256=np.array(pixels if pixels is not None else [f"h{i}" for i in range(n)], str),
         sha256=np.array([f"{i:064x}" for i in range(n)]),
     )
 
@@ -65,8 +65,8 @@ def test_folds_cut_no_group_nor_duplicate_and_test_every_labelled_row_once(data,
         rest = np.setdiff1d(fold.train, fold.inner)
         assert set(data.label[rest]) == set(data.label[fold.train])
         assert_uncut(fold.train, fold.test, data.group)
-        assert_uncut(fold.train, fold.test, data.pixels)
-        assert_uncut(rest, fold.inner, data.pixels)
+        assert_uncut(fold.train, fold.test, data.pixel_sha256)
+        assert_uncut(rest, fold.inner, data.pixel_sha256)
         if "by image" not in said:
             assert_uncut(rest, fold.inner, data.group)
 
@@ -80,7 +80,7 @@ def test_a_holdout_cuts_no_duplicate_and_no_group_that_it_need_not(data, seed):
         return
     together = np.sort(np.concatenate(list(parts.values())))
     np.testing.assert_array_equal(together, np.flatnonzero(data.label >= 0))
-    assert_uncut(parts["train"], parts["val"], data.pixels)
+    assert_uncut(parts["train"], parts["val"], data.pixel_sha256)
     if "too good" not in describe_holdout(data, CLASSES, parts):
         assert_uncut(parts["train"], parts["val"], data.group)
 
@@ -98,7 +98,7 @@ def test_folds_of_the_source_cut_no_group_nor_duplicate_and_hold_out_every_row_o
     for fold in folds:
         np.testing.assert_array_equal(np.sort(np.concatenate([fold.train, fold.test])), rows)
         assert_uncut(fold.train, fold.test, data.group)
-        assert_uncut(fold.train, fold.test, data.pixels)
+        assert_uncut(fold.train, fold.test, data.pixel_sha256)
 
 
 def test_more_folds_of_the_source_than_patients_are_refused():
@@ -224,7 +224,7 @@ def test_one_group_left_to_train_on_gives_an_inner_split_by_image_and_says_so():
     assert "comes from one group, so its inner split is by image" in said
     for fold in folds:
         assert len(fold.inner)
-        assert_uncut(np.setdiff1d(fold.train, fold.inner), fold.inner, data.pixels)
+        assert_uncut(np.setdiff1d(fold.train, fold.inner), fold.inner, data.pixel_sha256)
 
 
 def test_an_inner_split_of_one_class_is_none_at_all():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax.checkpoint import foreign, published
 from rcmnet_jax.checkpoint.transfer import Report, transfer
-from rcmnet_jax.config import parts_of
+from rcmnet_jax.config import model_parts
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.files import SUMS, sha256_bytes, sha256_file
 from rcmnet_jax.settings import to_dict
@@ -34,7 +34,7 @@ def is_imported(path: str) -> bool:
     from rcmnet_jax import bundle
 
     network = bundle.load(place).network
-    return network.imported or "cbam" not in parts_of(network.config.name)
+    return network.imported or "cbam" not in model_parts(network.config.name)
 
 
 def place_of(path: str) -> Path:
@@ -94,7 +94,7 @@ def load(path: str, network: Network, start: tuple[Tree, Tree]) -> tuple[Tree, T
     else:
         params, stats = foreign.as_trees(place, foreign.read_state(place))
         told = foreign.described(place).get("model", {})
-        has = {"", *parts_of(told.get("name", ""))}
+        has = {"", *model_parts(told.get("name", ""))}
         theirs = {name: told[name] for name, part in _FORM.items() if name in told and part in has}
     for name in _FORM:
         ours = getattr(network.config, name)

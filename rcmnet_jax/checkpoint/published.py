@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rcmnet_jax.config import ModelConfig, parts_of
+from rcmnet_jax.config import ModelConfig, model_parts
 from rcmnet_jax.console import Console
 from rcmnet_jax.download import Remote, UnreachableError, download
 from rcmnet_jax.errors import UserError
@@ -29,7 +29,7 @@ def file_of(config: ModelConfig) -> str:
     Raises:
       UserError: there is none for it.
     """
-    body = parts_of(config.name)[0]
+    body = model_parts(config.name)[0]
     if body not in FILES:
         raise UserError(
             f"{WORD}: torchvision has no such weights for model {config.name}, only for models of the bodies "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rcmnet_jax.data.cellfinder import Cell, densities, find
+from rcmnet_jax.data.image_cache import PerImageCache
 from rcmnet_jax.data.images import ImageRule, Pixels
-from rcmnet_jax.data.remembered import Remembered
+from rcmnet_jax.runtime import cores
 
 Floats = npt.NDArray[np.float64]
 
 SURE = 0.3  # confidence from which on a found cell counts
 FEW = 0.1  # share of the images in which a sure cell must be found, or those few say nothing of the set
-MOST = 512  # training images that are looked at: the standard error of the median is then 2%, at most some seconds
+MAX_APPEARANCE_IMAGES = 512  # training images that looked at: the median's standard error is then 2%
 _COLOURS = ("background", "nucleus", "red")
 _STRONGEST = 3.0  # factor on a density: beyond it, what was found is no nucleus
 _RIDGE = 0.01
@@ -114,11 +114,11 @@ def _middle(values: Floats) -> tuple[float, ...]:
 
 
 def _find_all(images: Pixels) -> list[Cell]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(find, images))
 
 
-_cells = Remembered(_find_all)
+_cells = PerImageCache(_find_all)
 
 
 def describe(images: Pixels) -> Appearance | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -12,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcmnet_jax.data.augment import split_position
+from rcmnet_jax.runtime import cores
 
 
 class Placing(Protocol):
     """The part of a placement that a loader needs: where this process's rows are, and how to make a global array."""
 
-    def share(self, batch_size: int) -> slice: ...
+    def process_rows(self, batch_size: int) -> slice: ...
     def put_batch(self, local: np.ndarray) -> jax.Array: ...
     def put_batches(self, local: np.ndarray) -> jax.Array: ...
 
@@ -125,15 +125,15 @@ class ResidentLoader:
         self._soft = soft
         self._images, self._labels, self._placing = images, np.asarray(labels, np.int32), placing
         self._order, self._batch_size = make_order(rows, self._labels, seed, sampling), batch_size
-        self._share = placing.share(batch_size)
+        self._rows_here = placing.process_rows(batch_size)
 
     def batch(self, step: int) -> Batch:
         """Batch `step`, dispatched without waiting."""
-        return self._gathered(positions_of(step, self._batch_size, self._share), self._placing.put_batch)
+        return self._gathered(positions_of(step, self._batch_size, self._rows_here), self._placing.put_batch)
 
     def batches(self, steps: range) -> Batch:
         """Those of several steps, gathered at once."""
-        positions = np.stack([positions_of(step, self._batch_size, self._share) for step in steps])
+        positions = np.stack([positions_of(step, self._batch_size, self._rows_here) for step in steps])
         return self._gathered(positions, self._placing.put_batches)
 
     def _gathered(self, positions: np.ndarray, put: Callable[[np.ndarray], jax.Array]) -> Batch:
@@ -162,7 +162,7 @@ class StreamLoader:
         """As ResidentLoader, with a random-access reader in place of the array, and the number of reading threads."""
         self._reader, self._labels, self._placing = reader, np.asarray(labels, np.int32), placing
         self._order, self._batch_size = make_order(rows, self._labels, seed, sampling), batch_size
-        self._share, self._workers = placing.share(batch_size), workers or os.cpu_count() or 4
+        self._rows_here, self._workers = placing.process_rows(batch_size), workers or cores()
         self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Any]]
         self._soft = soft
 
@@ -189,8 +189,8 @@ class StreamLoader:
     def _start(self, step: int) -> Iterator[Any]:
         import grain
 
-        local = self._share.stop - self._share.start
-        read = _Read(self._reader, self._labels, self._order, self._batch_size, self._share)
+        local = self._rows_here.stop - self._rows_here.start
+        read = _Read(self._reader, self._labels, self._order, self._batch_size, self._rows_here)
         # Batching comes last: read ahead of it, the order would depend on the number of workers.
         stream = grain.MapDataset.range(step * local, 2**62).map(read)
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=8 * local)
@@ -209,11 +209,11 @@ class _Read:
         share: slice,
     ):
         self._reader, self._labels, self._order = reader, labels, order
-        self._batch_size, self._share = batch_size, share
+        self._batch_size, self._rows_here = batch_size, share
 
     def __call__(self, number: int) -> dict[str, Any]:
-        step, place = divmod(number, self._share.stop - self._share.start)
-        position = step * self._batch_size + self._share.start + place
+        step, place = divmod(number, self._rows_here.stop - self._rows_here.start)
+        position = step * self._batch_size + self._rows_here.start + place
         row = int(self._order(np.array([position]))[0])
         label = self._labels[row]
         return {"image": self._reader[row], "label": label, "row": np.int64(row), "position": np.int64(position)}

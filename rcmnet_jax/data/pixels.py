@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcmnet_jax import files
-from rcmnet_jax.data.forms.base import Item, Skipped, Source, UnreadableError
+from rcmnet_jax.data.formats.base import Item, Skipped, Source, UnreadableError
 from rcmnet_jax.data.images import SIGNALS, ImageError, ImageRule, Pixels, decode_as, signals, standardise
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.runtime import cores

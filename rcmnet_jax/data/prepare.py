@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcmnet_jax import files
-from rcmnet_jax.data.forms.base import Item, Skipped, Source
+from rcmnet_jax.data.formats.base import Item, Skipped, Source
 from rcmnet_jax.data.images import SIGNALS, ImageRule, Pixels
 from rcmnet_jax.data.pixels import FORMAT, RECORDS, Index, PixelReader, Progress, build, open_index, read_all
 from rcmnet_jax.data.sources import open_source
@@ -38,7 +38,7 @@ class Examples:
     group: npt.NDArray[np.str_]  # (N,) '' where not known
     split: npt.NDArray[np.str_]  # (N,) train, val, test or ''
     sha256: npt.NDArray[np.str_]  # (N,) of the file's bytes
-    pixels: npt.NDArray[np.str_]  # (N,) sha256 of the decoded original's height, width and RGB bytes; '' in a HeldSet
+    pixel_sha256: npt.NDArray[np.str_]  # (N,) of the decoded original's height, width and RGB bytes; '' in a HeldSet
     label: npt.NDArray[np.int32]  # (N,) place in the set's classes, -1 where there is none
     signals: npt.NDArray[np.float32]  # (N, F) of the original image, see `images.signals`
     signal_names: tuple[str, ...]  # (F,); none in a HeldSet
@@ -118,7 +118,7 @@ def prepare(
       clashes: whether classes that differ only by case, space or Unicode spelling are kept, not refused.
       progress: called with (done, total) while it is made; may raise, which leaves nothing half-made.
       keep: whether a set that is missing is written to the cache; without, a small one is read into memory alone, and
-        its originals are not described (`Examples.pixels`, `signals`), which is quicker for one look at it.
+        its originals are not described (`Examples.pixel_sha256`, `signals`), which is quicker for one look at it.
       at_open: called with the numbers of classes and of images that DATA names, before any image is read.
 
     Raises:
@@ -240,7 +240,7 @@ def _joined(source: Source, rule: ImageRule, folder: Path, index: Index) -> Prep
         group=np.array([item.group for item in rows], np.str_),
         split=np.array([item.split for item in rows], np.str_),
         sha256=index.sha256,
-        pixels=index.pixels,
+        pixel_sha256=index.pixels,
         label=np.array([-1 if item.label is None else place[item.label] for item in rows], np.int32),
         signals=index.signals,
         signal_names=SIGNALS if index.signals.shape[1] else (),

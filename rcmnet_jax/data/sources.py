@@ -7,8 +7,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from rcmnet_jax.data.forms.archive import open_zip
-from rcmnet_jax.data.forms.base import (
+from rcmnet_jax.data.formats.archive import open_zip
+from rcmnet_jax.data.formats.base import (
     Item,
     Skipped,
     Source,
@@ -17,8 +17,8 @@ from rcmnet_jax.data.forms.base import (
     refuse_clashes,
     refuse_group_clashes,
 )
-from rcmnet_jax.data.forms.folder import open_folder, open_image
-from rcmnet_jax.data.forms.manifest import open_manifest, read_rows, split_name, without_repeats
+from rcmnet_jax.data.formats.folder import open_folder, open_image
+from rcmnet_jax.data.formats.manifest import open_manifest, read_rows, split_name, without_repeats
 from rcmnet_jax.errors import UserError
 
 __all__ = ["Item", "Skipped", "Source", "UnreadableError", "open_source"]
@@ -57,11 +57,11 @@ def open_source(spec: str, *, labelled: bool = True, splits: str = "", clashes: 
 def _open(spec: str, labelled: bool) -> Source:
     kind, colon, name = spec.partition(":")
     if colon and kind == "synthetic":
-        from rcmnet_jax.data.forms.embedded import SyntheticSource
+        from rcmnet_jax.data.formats.embedded import SyntheticSource
 
         return SyntheticSource(spec, name)
     if colon and kind == "tfds":
-        from rcmnet_jax.data.forms.prepared_tfds import open_tfds
+        from rcmnet_jax.data.formats.prepared_tfds import open_tfds
 
         return open_tfds(spec, name, labelled=labelled)
     if not spec or "\0" in spec:
@@ -80,7 +80,7 @@ def _open(spec: str, labelled: bool) -> Source:
     if ending == ".zip":
         return open_zip(spec, path, labelled=labelled)
     if ending == ".npz":
-        from rcmnet_jax.data.forms.medmnist import open_npz
+        from rcmnet_jax.data.formats.medmnist import open_npz
 
         return open_npz(spec, path)
     if not labelled:

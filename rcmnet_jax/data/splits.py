@@ -150,16 +150,16 @@ def source_folds(
 def contradictions(examples: Examples, classes: Sequence[str], rows: Rows | None = None) -> list[str]:
     """A sentence, or none, on images whose pixels are identical and whose labels differ."""
     rows = np.flatnonzero(examples.label >= 0) if rows is None else rows
-    rows = rows[examples.pixels[rows] != ""]
+    rows = rows[examples.pixel_sha256[rows] != ""]
     pairs = np.unique(
-        np.stack([np.unique(examples.pixels[rows], return_inverse=True)[1], examples.label[rows]]), axis=1
+        np.stack([np.unique(examples.pixel_sha256[rows], return_inverse=True)[1], examples.label[rows]]), axis=1
     )
     image, labels = np.unique(pairs[0], return_counts=True)
     torn = image[labels > 1]
     if not len(torn):
         return []
-    hashes = np.unique(examples.pixels[rows])
-    twins = rows[examples.pixels[rows] == hashes[torn[0]]]
+    hashes = np.unique(examples.pixel_sha256[rows])
+    twins = rows[examples.pixel_sha256[rows] == hashes[torn[0]]]
     names = ", ".join(f"{examples.path[i]} ({classes[examples.label[i]]})" for i in twins[:4])
     many = "1 image stands" if len(torn) == 1 else f"{len(torn)} images stand"
     return [f"{many} under two labels, pixel for pixel the same, for instance {names}."]
@@ -167,7 +167,7 @@ def contradictions(examples: Examples, classes: Sequence[str], rows: Rows | None
 
 def _links(examples: Examples, twins: Strings | None) -> Links:
     """The columns, beside the group, that join images: pixel hashes, and the twins where they are known."""
-    return (examples.pixels,) if twins is None else (examples.pixels, twins)
+    return (examples.pixel_sha256,) if twins is None else (examples.pixel_sha256, twins)
 
 
 def _labelled(examples: Examples, classes: Sequence[str]) -> Rows:

@@ -1,6 +1,6 @@
 """Brings a set of another laboratory to what a network knows, without labels: scale and place, colours, BatchNorm.
 
-Last, the answers to the set's images lean on one another (`neighbours`).
+Last, predictions are smoothed over images with similar features (`neighbours`).
 
 Everything is decided for the set as a whole, from what its images have in common. docs/shift.md has what it does to
 accuracy, and where it ends.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,14 +29,15 @@ from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import neighbours
 from rcmnet_jax.evaluation.calibration import Calibrated
 from rcmnet_jax.evaluation.predict import reestimate
+from rcmnet_jax.runtime import cores
 from rcmnet_jax.training.sharding import Placement
 
 T = TypeVar("T")
 Read = Callable[[int], Pixels]  # the original image of a row, (H, W, 3) uint8
 
-PARTS = ("scale", "colour", "norm", "neighbours")
+ADAPT_STEPS = ("scale", "colour", "norm", "neighbours")
 PRIOR = 16  # images that the source's BatchNorm statistics count for (Schneider et al. 2020)
-MOST = 0.8  # share of the new statistics that is never exceeded: they also hold another mix of classes
+MAX_NEW_SHARE = 0.8  # share of the new statistics that is never exceeded: they also hold another mix of classes
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,33 @@ class Adapted:
     bundle: Bundle
     facts: Mapping[str, Any]  # plain values, ready for JSON
     sentences: Sequence[str]
-    together: bool = False  # whether the answers are to lean on one another
+    together: bool = False  # whether predictions are smoothed over similar images
 
     def answers(self, alone: Calibrated, features: NDArray[np.floating]) -> Calibrated:
         """The answers to the images, from those that the bundle gives each by itself, and its features (N, C)."""
-        return neighbours.lean(alone, features) if self.together else alone
+        return neighbours.smooth(alone, features) if self.together else alone
 
 
-def parts_of(text: str) -> tuple[str, ...]:
+def parse_adapt_parts(text: str) -> tuple[str, ...]:
     """The parts that a list like "scale,norm" names, in the order of PARTS.
 
     Raises:
       UserError: no part, or one that does not exist.
     """
     words = {word.strip() for word in text.split(",") if word.strip()}
-    if not words or words - set(PARTS):
-        raise UserError(f"--adapt-parts={text}: give one or more of {','.join(PARTS)}, with commas between.")
-    return tuple(part for part in PARTS if part in words)
+    if not words or words - set(ADAPT_STEPS):
+        raise UserError(f"--adapt-parts={text}: give one or more of {','.join(ADAPT_STEPS)}, with commas between.")
+    return tuple(part for part in ADAPT_STEPS if part in words)
 
 
-def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: Sequence[str] = PARTS) -> Adapted:
+def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: Sequence[str] = ADAPT_STEPS) -> Adapted:
     """Adapts a bundle and `count` images to one another; the same images in the same order give the same result.
 
     Raises:
       UserError: a bundle that has nothing to adapt by.
     """
     source = _source(bundle)
-    together = "neighbours" in parts and neighbours.near(count) > 0
+    together = "neighbours" in parts and neighbours.neighbour_count(count) > 0
     if source is None and not together and not ("norm" in parts and bundle.batch_stats):
         raise UserError(
             "--adapt: this bundle neither says how its training images look nor has BatchNorm statistics of which "
@@ -104,9 +104,9 @@ def adapt(bundle: Bundle, read: Read, count: int, placement: Placement, parts: S
         facts["norm"] = {"share": share}
         sentences.append(f"BatchNorm's statistics are these images' by {share:.0%}, the training images' for the rest.")
     if "neighbours" in parts:
-        facts["neighbours"] = {"near": neighbours.near(count)}
+        facts["neighbours"] = {"near": neighbours.neighbour_count(count)}
         if not together:
-            sentences.append(f"Fewer than {neighbours.SET} images: each is called by itself.")
+            sentences.append(f"Fewer than {neighbours.IMAGES_PER_NEIGHBOUR} images: each is called by itself.")
     known = {key: value for key, value in bundle.calibration.items() if key != "ood"}
     return Adapted(images, dataclasses.replace(bundle, calibration=known), facts, sentences, together)
 
@@ -121,7 +121,7 @@ def _source(bundle: Bundle) -> Appearance | None:
 
 def _each(work: Callable[[int], T], count: int) -> list[T]:
     """The work's results in order, from one thread a core: decoding and resizing let go of Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(work, range(count)))
 
 
@@ -182,7 +182,7 @@ def _renormed(bundle: Bundle, images: Pixels, placement: Placement) -> tuple[Bun
     called = bundle.allowed(dataclasses.replace(bundle, views="one").logits(drawn, placement)).argmax(-1)
     alike = called.argsort(kind="stable")
     fresh = jax.device_get(reestimate(bundle.network, bundle.params, bundle.batch_stats, drawn[alike], placement))
-    share = MOST * len(images) / (len(images) + PRIOR)
+    share = MAX_NEW_SHARE * len(images) / (len(images) + PRIOR)
     mixed = jax.tree.map(
         lambda new, old: np.float32(share) * new + np.float32(1 - share) * old, fresh, bundle.batch_stats
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation import novelty, reliability
+from rcmnet_jax.evaluation import ood, reliability
 from rcmnet_jax.evaluation.intervals import make_units
 from rcmnet_jax.evaluation.table import Floats, Ints, Table
 
@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 COLDEST, HOTTEST = 0.05, 20.0
 FEWEST = 20  # images: on fewer a temperature says more about chance than about the network
-PARTS = 5  # into which rows without folds are divided, to show what a temperature does
+CALIBRATION_FOLDS = 5  # into which rows without folds are divided, to show what a temperature does
 TINY = 1e-12  # probabilities below count as this where their logarithm is taken
 
 
@@ -159,7 +159,7 @@ def from_table(table: Table, *, alpha: float, fitted_on: str) -> dict[str, Any]:
     known = truth >= 0
     if known.sum() < FEWEST:
         return {}
-    parts = table.fold[rows] if (table.fold >= 0).any() else make_units(table).unit[rows] % PARTS
+    parts = table.fold[rows] if (table.fold >= 0).any() else make_units(table).unit[rows] % CALIBRATION_FOLDS
     facts = calibrate(log_p, truth, table.classes, alpha=alpha, fitted_on=fitted_on)
     changed = before_and_after(log_p[known], truth[known], parts[known])
     return {**facts, "reliability": changed} if changed else facts
@@ -181,7 +181,7 @@ def per_image(table: Table) -> tuple[Floats, Ints]:
     return log_p / np.bincount(image)[:, None], table.truth()[first]
 
 
-def undone(table: Table, temperature: float) -> dict[str, Any]:
+def before_temperature(table: Table, temperature: float) -> dict[str, Any]:
     """Reliability of a table's labelled rows as it was before their probabilities were scaled by a temperature."""
     truth = table.truth()
     log_p = np.log(np.maximum(table.probabilities[truth >= 0], TINY))
@@ -220,11 +220,11 @@ def apply(
     facts: Mapping[str, Any],
     logits: NDArray[np.floating],
     classes: Sequence[str],
-    seen: novelty.Spaces | None = None,
+    seen: ood.Spaces | None = None,
 ) -> Calibrated:
     """Calibrated probabilities and flags of logits (N, K), by the content of calibration.json (may be empty).
 
-    A class that cannot be has the logit -inf. `seen` holds what `novelty.spaces` gives for the same images; without it
+    A class that cannot be has the logit -inf. `seen` holds what `ood.spaces` gives for the same images; without it
     only an energy can flag them.
 
     Raises:
@@ -242,7 +242,7 @@ def apply(
         if facts.get("ood", {}).get("score") == "energy":
             strange = (energy(logits) > float(facts["ood"]["threshold"])).astype(np.int64)
         elif facts.get("ood") and seen is not None:
-            strange = (novelty.score(facts["ood"], seen) > float(facts["ood"]["threshold"])).astype(np.int64)
+            strange = (ood.score(facts["ood"], seen) > float(facts["ood"]["threshold"])).astype(np.int64)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"calibration.json: does not fit this bundle ({error}). Take a sound copy.") from error
     return Calibrated(p, flags, strange)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from rcmnet_jax.evaluation.novelty import evenly
+from rcmnet_jax.evaluation.ood import evenly
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.training.sharding import is_main_process
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rcmnet_jax.bundle import Bundle
 
 FILE = "features.npz"
-MOST = 20_000  # images kept, drawn evenly: 20 MB at 512 channels
+MAX_FEATURES = 20_000  # images kept, drawn evenly: 20 MB at 512 channels
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def write(folder: Path, found: Features) -> None:
     write_atomic(folder / FILE, out.getvalue())
 
 
-def leave(folder: Path, bundle: Bundle, path: NDArray[np.str_], values: NDArray[np.floating]) -> None:
+def write_features(folder: Path, bundle: Bundle, path: NDArray[np.str_], values: NDArray[np.floating]) -> None:
     """Writes a bundle's features (N, C) of images by path (N,), or of 20,000 of them, evenly drawn."""
-    kept = evenly(np.arange(len(path)), MOST)
+    kept = evenly(np.arange(len(path)), MAX_FEATURES)
     if is_main_process():
         write(folder, Features(path[kept], values[kept].astype(np.float16), space_of(bundle)))
 

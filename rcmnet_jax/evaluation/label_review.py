@@ -59,7 +59,7 @@ def review(probabilities: Floats, labels: Ints) -> Review:
     return Review(np.where(confident == labels, -1, confident), score)
 
 
-def leave(folder: Path, table: Table) -> str:
+def write_review(folder: Path, table: Table) -> str:
     """Writes label_review.csv from a table of held-out predictions, and returns what a person is told of it.
 
     Each labelled image is a line, the most doubtful label first; `suggested` is empty where no other class is. One

@@ -99,8 +99,8 @@ def begin(
         chunk = images[start : start + size]
         if len(chunk) < size:
             chunk = np.concatenate([chunk, np.zeros((size - len(chunk), *chunk.shape[1:]), np.uint8)])
-        share = np.ascontiguousarray(chunk[placement.share(size)])
-        pooled = embed(body, batch_stats, placement.fed(share))
+        share = np.ascontiguousarray(chunk[placement.process_rows(size)])
+        pooled = embed(body, batch_stats, placement.for_jit(share))
         parts.append(Responses(answer(head, pooled), pooled))
         if len(parts) > _AHEAD:
             parts[-_AHEAD].embedding.block_until_ready()
@@ -153,7 +153,7 @@ def reestimate(
     batches: Iterable[np.ndarray] = rows.reshape(-1, size)
     count = 0
     for batch in batches:
-        moments = run(params, batch_stats, placement.put_batch(images[batch[placement.share(size)]]))
+        moments = run(params, batch_stats, placement.put_batch(images[batch[placement.process_rows(size)]]))
         total = moments if total is None else jax.tree.map(jnp.add, total, moments)
         count += 1
     averaged: dict[str, Any] = jax.tree.map(lambda leaf: leaf / count, total)

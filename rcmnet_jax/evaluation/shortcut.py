@@ -51,9 +51,7 @@ class Usefulness:
     by: str  # 'group': no group on both sides of a fold | 'image'
 
 
-def fit_predict(
-    examples: Examples, train_rows: npt.ArrayLike, test_rows: npt.ArrayLike, classes: int, seed: int = 0
-) -> Probabilities:
+def fit_predict(examples: Examples, train_rows: npt.ArrayLike, test_rows: npt.ArrayLike, classes: int) -> Probabilities:
     """Class probabilities (N_test, K) float64 of the shortcut classifier, fitted on the training rows alone.
 
     Args:
@@ -61,9 +59,7 @@ def fit_predict(
       train_rows: unlabelled rows among them are left out. A class that they lack gets probability 0.
       test_rows: in the order of the answer.
       classes: K.
-      seed: taken for likeness with the other arms; the fit has no randomness.
     """
-    del seed
     design = _design(examples, list(examples.signal_names))
     return _fit_predict(design, examples.label, np.asarray(train_rows, int), np.asarray(test_rows, int), classes)
 
@@ -80,9 +76,9 @@ def usefulness(examples: Examples, classes: int, *, seed: int = 0) -> list[Usefu
     label = examples.label[rows]
     if len(rows) < 4 or len(np.unique(label)) < 2:
         return []
-    unit, by = units(examples.group[rows], examples.pixels[rows]), "group"
+    unit, by = units(examples.group[rows], examples.pixel_sha256[rows]), "group"
     if unit.max() < 1 or not (examples.group[rows] != "").any():
-        unit, by = units(np.full(len(rows), ""), examples.pixels[rows]), "image"
+        unit, by = units(np.full(len(rows), ""), examples.pixel_sha256[rows]), "image"
     folds = min(_FOLDS, int(unit.max()) + 1)
     if folds < 2:
         return []

@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 
 from rcmnet_jax.models.backend import traced_once
-from rcmnet_jax.models.plain import materialised, plain_conv, plain_max_pool
+from rcmnet_jax.models.kernel_gradient import turned_conv
 from rcmnet_jax.models.reduce import on_cpu
-from rcmnet_jax.models.turned import turned_conv
 from rcmnet_jax.models.winograd import winograd_conv
+from rcmnet_jax.models.xla_ops import materialised, plain_conv, plain_max_pool
 
 _SMALL = 2**20  # multiply-adds that even XLA's naive loop does in a millisecond
 _SMALL_OUTPUT, _WIDE = 7 * 7, 16  # pixels up to which, and channels from which, taps are faster

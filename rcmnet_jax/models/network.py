@@ -145,7 +145,7 @@ class Network:
     def logits_of_map(self, params: Params, batch_stats: BatchStats, features: Array, layer: str) -> Array:
         """Logits (B, K) from a layer's feature map: what is left of the network, in inference mode."""
         module: Any = nnx.merge(self._graphdef, params, batch_stats)
-        logits: Array = module.fc(_pool(module.onward(features, layer)))
+        logits: Array = module.fc(_pool(module.features_from(features, layer)))
         return logits
 
     def attention(self, params: Params, batch_stats: BatchStats, images: ArrayLike) -> Array:

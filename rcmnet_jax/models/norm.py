@@ -85,9 +85,7 @@ batch_norm.defvjp(_forward, _backward)
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (Wu and He 2018), of 16 channels a group or as near above it as divides them.
-
-    The same in training and inference.
+    """Group normalisation (Wu and He 2018) in `channels // 16` groups, at least one; no running statistics.
 
     Raises:
       ValueError: the channels cannot be parted into so many groups of one size.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rcmnet_jax.config import MODEL_NAMES, ModelConfig, parts_of
+from rcmnet_jax.config import MODEL_NAMES, ModelConfig, model_parts
 from rcmnet_jax.errors import UserError, suggestion
-from rcmnet_jax.models.resnet import Parts, ResNet
+from rcmnet_jax.models.resnet import ResNet, ResNetSpec
 from rcmnet_jax.models.vit import ViT
 
 
@@ -21,7 +21,7 @@ class Entry:
 
 
 def _entry(name: str) -> Entry:
-    body, *parts = parts_of(name)
+    body, *parts = model_parts(name)
     return Entry(body, "cbam" in parts, "mhsa" in parts)
 
 
@@ -43,4 +43,4 @@ def build(config: ModelConfig, classes: int, size: tuple[int, int], imported: bo
         return ViT(config, classes, size)
     gate = config.gate if config.gate != "auto" else "identity" if imported else "paper"
     config = dataclasses.replace(config, gate=gate)
-    return ResNet(Parts(entry.body, entry.cbam, entry.mhsa, gate == "identity", config), classes, size)
+    return ResNet(ResNetSpec(entry.body, entry.cbam, entry.mhsa, gate == "identity", config), classes, size)

@@ -19,7 +19,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 @dataclass(frozen=True)
-class Parts:
+class ResNetSpec:
     """What a ResNet is built of: the body's name, the two kinds of attention, whether gates start at 1."""
 
     body: str
@@ -50,7 +50,7 @@ def halved(size: tuple[int, int]) -> tuple[int, int]:
 class Shortcut(nnx.Module):
     """1x1 convolution and norm that bring a block's input to its output's shape; keys as torchvision's Sequential."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, parts: Parts):
+    def __init__(self, inputs: int, outputs: int, stride: int, parts: ResNetSpec):
         setattr(self, "0", Conv(inputs, outputs, 1, stride=stride))
         setattr(self, "1", parts.norm(outputs))
 
@@ -66,7 +66,7 @@ class Block(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int, size: tuple[int, int], parts: Parts, attend: bool):
+    def __init__(self, inputs: int, planes: int, stride: int, size: tuple[int, int], parts: ResNetSpec, attend: bool):
         self.conv1, self.bn1 = Conv(inputs, planes, 3, stride=stride), parts.norm(planes)
         if attend:
             self.mhsa = parts.attention(planes, planes, halved(size) if stride == 2 else size)
@@ -91,7 +91,7 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int, size: tuple[int, int], parts: Parts, attend: bool):
+    def __init__(self, inputs: int, planes: int, stride: int, size: tuple[int, int], parts: ResNetSpec, attend: bool):
         outputs = self.expansion * planes
         self.conv1, self.bn1 = Conv(inputs, planes, 1), parts.norm(planes)
         if attend:
@@ -115,7 +115,7 @@ class Bottleneck(nnx.Module):
         return _join(self, x, self.bn3(self.conv3(y), train), train)
 
 
-def _in_block(parts: Parts) -> bool:
+def _in_block(parts: ResNetSpec) -> bool:
     return parts.cbam and parts.config.cbam_placement == "block"
 
 
@@ -129,7 +129,7 @@ class Stage(nnx.Module):
     """Blocks "0", "1", ... in a row, then CBAM where it is placed after stages."""
 
     def __init__(self, kind: type[Block] | type[Bottleneck], inputs: int, planes: int, blocks: int, first: bool,
-                 size: tuple[int, int], parts: Parts, attend: bool):  # fmt: skip
+                 size: tuple[int, int], parts: ResNetSpec, attend: bool):  # fmt: skip
         self.blocks = blocks
         for i in range(blocks):
             stride = 2 if i == 0 and not first else 1
@@ -158,7 +158,7 @@ class ResNet(nnx.Module):
     C is 8 times the width, and 4 times that with bottlenecks. Attention over positions is in the last stage.
     """
 
-    def __init__(self, parts: Parts, classes: int, size: tuple[int, int]):
+    def __init__(self, parts: ResNetSpec, classes: int, size: tuple[int, int]):
         kind = Bottleneck if parts.body == "resnet50" else Block
         width = parts.config.width
         self.conv1, self.bn1 = Conv(3, width, 7, stride=2), parts.norm(width)
@@ -182,7 +182,7 @@ class ResNet(nnx.Module):
             x = getattr(self, name)(x, train)
         return x
 
-    def onward(self, x: Array, layer: str) -> Array:
+    def features_from(self, x: Array, layer: str) -> Array:
         """The last feature map from that of `layer`, in inference mode."""
         for name in STAGES[STAGES.index(layer) + 1 :]:
             x = getattr(self, name)(x, False)

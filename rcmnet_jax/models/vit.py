@@ -124,7 +124,7 @@ class ViT(nnx.Module):
         assert layer in self.layers
         return self.features(x, train)
 
-    def onward(self, x: Array, layer: str) -> Array:
+    def features_from(self, x: Array, layer: str) -> Array:
         """The last feature map from that of `layer`: the same."""
         assert layer in self.layers
         return x

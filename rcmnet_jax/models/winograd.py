@@ -20,7 +20,7 @@ from jax import Array
 from numpy.polynomial import polynomial
 
 from rcmnet_jax.models.backend import traced_once
-from rcmnet_jax.models.plain import materialised
+from rcmnet_jax.models.xla_ops import materialised
 
 _TAPS = 3
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}  # and infinity

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcmnet_jax.evaluation.metrics import summary_rows
-from rcmnet_jax.report import methods, story
+from rcmnet_jax.report import methods, sentences
 from rcmnet_jax.report.inputs import DataFacts
 from rcmnet_jax.report.items import ITEMS, Item
 
@@ -78,12 +78,11 @@ def answers(facts: CardFacts) -> dict[str, list[str]]:
         "classes": [", ".join(facts.classes)],
         "architecture": [facts.model],
         "input": _input(facts.preprocessing),
-        "initial": _words(facts.provenance.get("initialised_from")),
         "sources": [_set(data) for data in facts.data],
         "exclusions": [_exclusions(data) for data in facts.data],
         "audit": _audit(facts.findings),
         "baselines": list((facts.comparison or {}).get("sentences", [])),
-        "calibration": story.calibrated(facts.calibration),
+        "calibration": sentences.calibrated(facts.calibration),
         "training": [*_words(facts.provenance), *methods.settings(config)],
         **(_evaluated(facts.metrics) if facts.metrics else {}),
         **(methods.of_run(config) if config else {}),
@@ -144,24 +143,26 @@ def _audit(findings: Sequence[Mapping[str, Any]] | None) -> list[str]:
 
 
 def _evaluated(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
-    name, main = story.headline(metrics)
-    first = [] if main["value"] is None else [f"{name} {story.number(main['value'])}."]
+    name, main = sentences.headline(metrics)
+    first = [] if main["value"] is None else [f"{name} {sentences.number(main['value'])}."]
     known = {
         "partitions": _partitions(metrics),
-        "results": [*first, *story.certainty(metrics)],
-        "failures": story.fails(metrics),
+        "results": [*first, *sentences.certainty(metrics)],
+        "failures": sentences.fails(metrics),
         "limits": list(metrics["warnings"]),
     }
     if len(metrics["per_group"]) > 1:
         values = sorted(float(part["top1"]["value"]) for part in metrics["per_group"])
-        spread = f"{story.number(values[0])} to {story.number(values[-1])}"
+        spread = f"{sentences.number(values[0])} to {sentences.number(values[-1])}"
         known["groups"] = [f"Top-1 over {len(values)} groups: {spread}. By sex, age or disease: not known."]
     return known
 
 
 def _partitions(metrics: Mapping[str, Any]) -> list[str]:
     folds = len(metrics["per_fold"])
-    lines = [f"{folds} folds, each predicted by a model that had not seen it."] if story.out_of_fold(metrics) else []
+    lines = (
+        [f"{folds} folds, each predicted by a model that had not seen it."] if sentences.out_of_fold(metrics) else []
+    )
     if not metrics["groups"]:
         return [*lines, "Parted by single images, since no groups are given."]
     if folds > 1 and metrics["groups_cut"] == 0:

@@ -16,7 +16,7 @@ from rcmnet_jax.evaluation.compare import COMPARED
 from rcmnet_jax.evaluation.metrics import HEADLINES, compute
 from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.report import figures as drawing
-from rcmnet_jax.report import plots, story
+from rcmnet_jax.report import plots, sentences
 from rcmnet_jax.report.figures import Figure
 from rcmnet_jax.report.inputs import ReportInputs
 
@@ -81,11 +81,11 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     jinja = Environment(loader=PackageLoader("rcmnet_jax.report"), autoescape=True, undefined=StrictUndefined)
-    jinja.filters["metric"] = story.number
-    jinja.filters["p_value"] = story.p_value
+    jinja.filters["metric"] = sentences.number
+    jinja.filters["p_value"] = sentences.p_value
 
     css = jinja.get_template("report.css").render(light=drawing.LIGHT, dark=drawing.DARK)
-    name, main = story.headline(metrics)
+    name, main = sentences.headline(metrics)
     wrong, right = examples(inputs)
     present = sum(c["support"] > 0 for c in metrics["per_class"].values())
     synthetic = inputs.synthetic or any(facts.synthetic for facts in inputs.data)
@@ -96,12 +96,12 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
         version=__version__,
         synthetic=synthetic,
         contents=[(id, text) for id, text in CONTENTS if figures.get(id, True)],
-        trained=story.trained(inputs, metrics),
+        trained=sentences.trained(inputs, metrics),
         headline=main,
         headline_name=name,
         chance=1 / max(present, 1),
-        certainty=story.certainty(metrics),
-        fails=story.fails(metrics),
+        certainty=sentences.certainty(metrics),
+        fails=sentences.fails(metrics),
         doubts=list(inputs.doubts),
         warnings=[line for line in (*inputs.notes, *metrics["warnings"]) if line not in inputs.doubts],
         metrics=metrics,
@@ -116,18 +116,18 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
             **(inputs.comparison or {}),
         },
         compared=COMPARED,
-        mcnemar=story.mcnemar(inputs.comparison or {}),
-        seeds=story.seeds(metrics),
+        mcnemar=sentences.mcnemar(inputs.comparison or {}),
+        seeds=sentences.seeds(metrics),
         confusion=_confusion(metrics),
         wrong=wrong,
         right=right,
         part_tables=_part_tables(metrics),
-        confidence=[*story.confidence(metrics), *story.calibrated(inputs.calibration)],
+        confidence=[*sentences.confidence(metrics), *sentences.calibrated(inputs.calibration)],
         data=inputs.data,
         findings=list(inputs.findings or []),
         audit_note=_audit_note(inputs.findings),
         provenance=[(heading, _pretty(value)) for heading, value in inputs.provenance.items()],
-        lacks=story.lacks(inputs, metrics),
+        lacks=sentences.lacks(inputs, metrics),
     )
     return drawing.legible(text)
 
@@ -212,7 +212,7 @@ def _shot(table: Table, row: int, image: NDArray[np.uint8], maps: Mapping[str, N
     alt = f"{label}, predicted {said} with confidence {confidence:.2f}"
     views = [(thumbnail(image), alt)]
     views += [(thumbnail(view), f"{title} of the image before, for {said}") for title, view in maps.items()]
-    words = {"label": label, "prediction": said, "confidence": story.number(confidence)}
+    words = {"label": label, "prediction": said, "confidence": sentences.number(confidence)}
     return {"views": views, "titles": ["input", *maps], "path": str(table.path[row]), **words}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rcmnet_jax.evaluation.metrics import HEADLINES
 from rcmnet_jax.recipes import RECIPES
-from rcmnet_jax.report import story
+from rcmnet_jax.report import sentences
 from rcmnet_jax.report.inputs import DataFacts
 from rcmnet_jax.settings import from_dict, to_dict
 
@@ -61,9 +61,13 @@ def under(config: Mapping[str, Any], recipe: str) -> Mapping[str, Any]:
 
 def of_evaluation(model: str, metrics: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> Lines:
     """Items that the metrics, from `compute`, and the comparison of arms answer."""
-    name, main = story.headline(metrics)
+    name, main = sentences.headline(metrics)
     groups = f" of {metrics['groups']} groups" if metrics["groups"] else ""
-    good = "" if main["value"] is None else f": {name.lower()} {story.number(main['value'])} ({story.limits(main)})"
+    good = (
+        ""
+        if main["value"] is None
+        else f": {name.lower()} {sentences.number(main['value'])} ({sentences.limits(main)})"
+    )
     known = {
         "summary": [
             f"A deep neural network ({model}) that tells {len(metrics['classes'])} classes of cell images apart, "
@@ -75,9 +79,9 @@ def of_evaluation(model: str, metrics: Mapping[str, Any], comparison: Mapping[st
         "uncertainty": _uncertainty(main, comparison),
     }
     spread = [float(part["top1"]["value"]) for part in metrics["per_fold"]]
-    lines = [story.seeds(metrics)] if story.seeds(metrics) else []
+    lines = [sentences.seeds(metrics)] if sentences.seeds(metrics) else []
     if len(spread) > 1:
-        low, high = story.number(min(spread)), story.number(max(spread))
+        low, high = sentences.number(min(spread)), sentences.number(max(spread))
         lines.append(f"Top-1 over {len(spread)} folds: {low} to {high}.")
     return {**known, "robustness": lines}
 

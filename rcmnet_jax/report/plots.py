@@ -1,4 +1,4 @@
-"""What is drawn: each function takes results and gives one figure with a text that says the same."""
+"""Figures of the report: each function takes results and returns one figure with its alternative text."""
 
 from __future__ import annotations
 

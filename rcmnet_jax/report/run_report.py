@@ -22,11 +22,11 @@ from rcmnet_jax.workdir import read_json
 if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
     from rcmnet_jax.intake import Data
-    from rcmnet_jax.stages import Run
+    from rcmnet_jax.training_job import Run
 
 
 def write(
-    here: Run,
+    run: Run,
     data: Data,
     tables: Mapping[str, Table],
     metrics: Mapping[str, dict[str, Any]],
@@ -44,7 +44,7 @@ def write(
       doubts: sentences that stand before the numbers.
     """
     if comparison is not None:
-        write_atomic(here.workdir / "comparison.json", to_json(comparison))
+        write_atomic(run.workdir / "comparison.json", to_json(comparison))
     main = data.target or data.source
     assert main is not None
     arm = next(iter(tables))
@@ -52,28 +52,28 @@ def write(
     inputs = ReportInputs(
         table=tables[arm],
         metrics=metrics[arm],
-        title=f"{here.config.model.name}: {main.spec}{kind}",
-        model=here.config.model.name,
+        title=f"{run.config.model.name}: {main.spec}{kind}",
+        model=run.config.model.name,
         data=data_facts(data),
-        trained=_trained(here, data),
+        trained=_trained(run, data),
         arms=metrics,
-        log=read_rows(here.workdir / "log.jsonl"),
+        log=read_rows(run.workdir / "log.jsonl"),
         images=reader(main),
-        explain=explainer(here, main, arm),
-        embedding=_embedding(here, data),
+        explain=explainer(run, main, arm),
+        embedding=_embedding(run, data),
         doubts=doubts,
         findings=data.audit.to_json()["findings"],
         comparison=comparison,
         calibration=calibration,
         notes=data.notes,
         provenance={
-            "Configuration": to_dict(here.config),
-            "Environment": read_json(here.workdir / "environment.json"),
-            "Data sets": read_json(here.workdir / "data" / "sets.json"),
+            "Configuration": to_dict(run.config),
+            "Environment": read_json(run.workdir / "environment.json"),
+            "Data sets": read_json(run.workdir / "data" / "sets.json"),
         },
         synthetic=any(part.synthetic for part in (data.source, data.target) if part is not None),
     )
-    write_atomic(here.workdir / "report.html", render(inputs))
+    write_atomic(run.workdir / "report.html", render(inputs))
 
 
 def reader(data: PreparedSet) -> ImageReader:
@@ -86,7 +86,7 @@ def reader(data: PreparedSet) -> ImageReader:
     return read
 
 
-def explainer(here: Run, data: PreparedSet, arm: str) -> Explainer:
+def explainer(run: Run, data: PreparedSet, arm: str) -> Explainer:
     """From rows of an arm's table to what the network of each row's own fold looked at; it has not seen the image."""
     places = {path: row for row, path in enumerate(data.examples.path.tolist())}
 
@@ -95,7 +95,7 @@ def explainer(here: Run, data: PreparedSet, arm: str) -> Explainer:
 
         shown: list[dict[str, np.ndarray]] = [{} for _ in range(len(table))]
         for seed, fold in sorted(set(zip(table.seed.tolist(), table.fold.tolist(), strict=True))):
-            leaf = here.workdir / arm if fold < 0 else here.workdir / arm / f"seed_{seed}" / f"fold_{fold}"
+            leaf = run.workdir / arm if fold < 0 else run.workdir / arm / f"seed_{seed}" / f"fold_{fold}"
             if not bundles.is_sound(leaf / "bundle"):
                 continue
             rows = np.flatnonzero((table.seed == seed) & (table.fold == fold))
@@ -109,20 +109,20 @@ def explainer(here: Run, data: PreparedSet, arm: str) -> Explainer:
     return explain
 
 
-def _embedding(here: Run, data: Data) -> Embedding | None:
+def _embedding(run: Run, data: Data) -> Embedding | None:
     """The pretrained body's features: of the target, which it never saw, by way of the probe; else of the source."""
     if data.target is None:
-        found = features.read(here.workdir / "pretrain")
+        found = features.read(run.workdir / "pretrain")
         whose = "the trained network, which was not trained on these images"
     else:
-        leaves = [here.workdir / "probe" / "seed_0" / f"fold_{k}" for k in range(len(data.folds[0]))]
+        leaves = [run.workdir / "probe" / "seed_0" / f"fold_{k}" for k in range(len(data.folds[0]))]
         found = features.joined([features.read(leaf) for leaf in leaves])
         whose = "the pretrained network, before it saw any of these images"
     return None if found is None else Embedding(found.path, found.values, whose)
 
 
 def data_facts(data: Data) -> list[DataFacts]:
-    """What became of the files of the source and the target."""
+    """Counts of images, groups, classes and skipped files of each data set."""
     facts = []
     for role, part in (("source", data.source), ("target", data.target)):
         if part is None:
@@ -148,8 +148,8 @@ def data_facts(data: Data) -> list[DataFacts]:
     return facts
 
 
-def _trained(here: Run, data: Data) -> list[str]:
-    config, sentences = here.config, []
+def _trained(run: Run, data: Data) -> list[str]:
+    config, sentences = run.config, []
     start = f"the weights of {config.source.init_from}" if config.source.init_from else "random weights"
     if data.source is not None:
         sentences.append(f"Pretraining took {config.source.epochs:g} epochs from {start}.")

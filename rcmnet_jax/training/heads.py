@@ -1,6 +1,6 @@
 """Heads of one width in training, so that networks with few classes share one compiled step.
 
-Columns beyond a network's classes are zeros, take no part in the loss, and stay zeros: see `loss.among`.
+Columns beyond a network's classes are zeros, take no part in the loss, and stay zeros: see `loss.mask_unused_classes`.
 """
 
 from __future__ import annotations

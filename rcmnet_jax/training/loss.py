@@ -16,7 +16,7 @@ class Targets(NamedTuple):
 
     labels: jax.Array  # (B,) int32
     soft: jax.Array | None = None  # (B, K) float32, as in `Batch`
-    own: jax.Array | None = None  # (), an image's share of its own target where mixed: the rest is the one's before it
+    mix_weight: jax.Array | None = None  # (), of an image's own target where mixed; the rest is the target before it
 
     def before(self) -> Targets:
         """The target of the example before each, the last one's for the first."""
@@ -25,11 +25,13 @@ class Targets(NamedTuple):
 
     def heaviest(self) -> jax.Array:
         """The label with the most of each image, (B,)."""
-        return self.labels if self.own is None else jnp.where(self.own < 0.5, self.before().labels, self.labels)
+        if self.mix_weight is None:
+            return self.labels
+        return jnp.where(self.mix_weight < 0.5, self.before().labels, self.labels)
 
 
-def among(logits: jax.Array, classes: Classes) -> jax.Array:
-    """Logits (B, K) with the columns behind the first `classes` so low that their probabilities are 0."""
+def mask_unused_classes(logits: jax.Array, classes: Classes) -> jax.Array:
+    """Logits (B, K) with columns `classes` and above at -1e9, so that their softmax is 0."""
     return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, _NEVER)
 
 
@@ -38,7 +40,7 @@ def smoothed_cross_entropy(
 ) -> jax.Array:
     """Cross-entropy (B,) of logits (B, K) against labels (B,) mixed with the uniform (Szegedy et al. 2016).
 
-    The uniform is over the first `classes` of the K, if given; the rest are as `among` leaves them.
+    The uniform is over the first `classes` of the K, if given; the rest are as `mask_unused_classes` leaves them.
     """
     log_p = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
@@ -55,8 +57,8 @@ def weighted_losses(
     if targets.soft is not None:
         losses = (1 - targets.soft.sum(-1)) * losses - (targets.soft * jax.nn.log_softmax(logits)).sum(-1)
     losses = losses * weights[targets.labels]
-    if targets.own is not None:
-        losses = targets.own * losses + (1 - targets.own) * weighted_losses(
+    if targets.mix_weight is not None:
+        losses = targets.mix_weight * losses + (1 - targets.mix_weight) * weighted_losses(
             logits, targets.before(), weights, smoothing, classes
         )
     return losses

@@ -101,7 +101,7 @@ class Placement:
                 f"take {-(-batch_size // self.devices) * self.devices}."
             )
 
-    def share(self, batch_size: int) -> slice:
+    def process_rows(self, batch_size: int) -> slice:
         """This process's rows of a global batch."""
         local = batch_size // jax.process_count()
         start = jax.process_index() * local
@@ -117,10 +117,10 @@ class Placement:
         made: jax.Array = jax.make_array_from_process_local_data(self.split_steps, local)  # type: ignore[no-untyped-call]
         return made
 
-    def fed(self, local: np.ndarray) -> np.ndarray | jax.Array:
-        """What a program whose argument is `split` takes for each process's own rows; quicker than `put_batch` alone.
+    def for_jit(self, local: np.ndarray) -> np.ndarray | jax.Array:
+        """This process's rows as a jitted function with a `split` argument takes them; quicker than `put_batch` alone.
 
-        The rows must stay as they are until the program has run.
+        The array itself in one process, else a global array. The rows must stay as they are until the function has run.
         """
         return local if jax.process_count() == 1 else self.put_batch(local)
 
@@ -144,13 +144,13 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(fact: bool) -> bool:
+def main_process_value(flag: bool) -> bool:
     """What the main process says: files may show late to the others. All processes must ask together."""
     if jax.process_count() == 1:
-        return fact
+        return flag
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(fact)))
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
 def barrier(name: str) -> None:

@@ -1,4 +1,4 @@
-"""One update on a global batch: a pure function of state, batch and controls, compiled once per model and recipe."""
+"""One update on a global batch: a pure function of state, batch and controls, compiled once per `StepConfig`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rcmnet_jax.models import Network
 from rcmnet_jax.training import heads
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training.freeze import learning_rate_factors
-from rcmnet_jax.training.loss import Targets, among, weighted_losses
+from rcmnet_jax.training.loss import Targets, mask_unused_classes, weighted_losses
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
@@ -62,8 +62,8 @@ class Metrics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that is compiled into a step; equal recipes share one program."""
+class StepConfig:
+    """All that is compiled into a step; equal ones share one program."""
 
     optimizer: OptimizerConfig
     augment: AugmentConfig
@@ -75,15 +75,15 @@ StepFn = Callable[[TrainState, Batch, Controls], tuple[TrainState, Metrics]]
 
 
 @functools.lru_cache(maxsize=16)
-def make_optimizer(network: Network, recipe: Recipe) -> optax.GradientTransformationExtraArgs:
-    """The update rule of a recipe, for the leaves of a network."""
-    return optimizers.make(recipe.optimizer, network.decays)
+def make_optimizer(network: Network, step_config: StepConfig) -> optax.GradientTransformationExtraArgs:
+    """The update rule, for the leaves of a network."""
+    return optimizers.make(step_config.optimizer, network.decays)
 
 
 @functools.lru_cache(maxsize=16)
-def make_train_step(network: Network, recipe: Recipe, placement: Placement) -> StepFn:
+def make_train_step(network: Network, step_config: StepConfig, placement: Placement) -> StepFn:
     """The compiled step. Its state argument is donated: the caller must not read it afterwards."""
-    step = functools.partial(train_step, network=network, recipe=recipe)
+    step = functools.partial(train_step, network=network, step_config=step_config)
     return jax.jit(
         step,
         donate_argnums=0,
@@ -93,29 +93,29 @@ def make_train_step(network: Network, recipe: Recipe, placement: Placement) -> S
 
 
 def train_step(
-    state: TrainState, batch: Batch, controls: Controls, *, network: Network, recipe: Recipe
+    state: TrainState, batch: Batch, controls: Controls, *, network: Network, step_config: StepConfig
 ) -> tuple[TrainState, Metrics]:
     """One update; BatchNorm and the loss see the global batch whatever the number of devices."""
-    config = recipe.optimizer
+    config = step_config.optimizer
     wide = jax.tree.leaves(state.params)[0].dtype  # float32; float64 where a test compares devices
-    images = augment(batch.images, batch.positions, controls.seed, recipe.augment, wide)
+    images = augment(batch.images, batch.positions, controls.seed, step_config.augment, wide)
     targets = Targets(batch.labels, batch.soft)
-    if mixing.mixes(recipe.augment):
-        images, own = mixing.mix(images, state.step, controls.seed, recipe.augment)
-        targets = targets._replace(own=own)
+    if mixing.mixes(step_config.augment):
+        images, mix_weight = mixing.mix(images, state.step, controls.seed, step_config.augment)
+        targets = targets._replace(mix_weight=mix_weight)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else wide
     shown, fit = at_size(network, (images.shape[1], images.shape[2]))
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-        train = not recipe.frozen_statistics
+        train = not step_config.frozen_statistics
         logits, stats = shown(fit(params), state.batch_stats, images, train=train, dtype=dtype)
-        logits = among(logits, controls.classes)
+        logits = mask_unused_classes(logits, controls.classes)
         weights, smoothing = controls.class_weights, config.label_smoothing
         losses = weighted_losses(logits, targets, weights, smoothing, controls.classes)
         return losses.mean(), (logits, stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    params, opt_state, norm = _updated(state, gradients, controls, network, recipe)
+    params, opt_state, norm = _updated(state, gradients, controls, network, step_config)
     decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
     rest = 1 - decay
 
@@ -142,7 +142,7 @@ def train_step(
 
 
 def _updated(
-    state: TrainState, gradients: Tree, controls: Controls, network: Network, recipe: Recipe
+    state: TrainState, gradients: Tree, controls: Controls, network: Network, step_config: StepConfig
 ) -> tuple[Tree, Tree, jax.Array]:
     """The parameters and the rule's state after a step down the gradients, and the gradients' norm before clipping."""
     # 1 for the leaves of the head, `body` for the rest: 0 holds the body where it is, momentum included.
@@ -151,7 +151,7 @@ def _updated(
     gate = jax.tree.map(gates.__getitem__, in_head)
     norm = jnp.sqrt(optimizers.total(gradients, jnp.square, gate))  # a gate is 0 or 1
     # Numbers that leaves share are computed once, not once for each of 126 leaves.
-    clip = optimizers.clipping(recipe.optimizer, norm)
+    clip = optimizers.clipping(step_config.optimizer, norm)
     kept = {head: g * clip for head, g in gates.items()}
     gradients = jax.tree.map(lambda x, head: x * kept[head].astype(x.dtype), gradients, in_head)
     # Weight decay must not gather momentum while the body is held.
@@ -159,8 +159,8 @@ def _updated(
     anchor = controls.anchor
     if anchor is not None:  # a held body is at its start, and its part of `held` is 0
         anchor = anchor._replace(start=jax.tree.map(jnp.multiply, anchor.start, gate))
-    directions, opt_state = make_optimizer(network, recipe).update(gradients, state.opt_state, held, anchor=anchor)
-    factors = learning_rate_factors(state.params, network.depth, recipe.layer_decay)
+    directions, opt_state = make_optimizer(network, step_config).update(gradients, state.opt_state, held, anchor=anchor)
+    factors = learning_rate_factors(state.params, network.depth, step_config.layer_decay)
     rate = functools.cache(lambda head, factor: -factor * controls.learning_rate * gates[head])
     updates = jax.tree.map(lambda d, head, f: (rate(head, f) * d).astype(d.dtype), directions, in_head, factors)
     params = optax.apply_updates(state.params, updates)

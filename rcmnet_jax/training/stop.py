@@ -29,18 +29,18 @@ class StopRequest:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
-    def agree(self, hop: range, overdue: bool) -> tuple[bool, bool]:
-        """Whether to stop, and whether a save is overdue, after the steps of a hop: the same answer in all processes.
+    def agree(self, steps: range, overdue: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether a save is overdue, after a dispatch: the same answer in all processes.
 
         A save is a joint act, and hosts' clocks and signals differ. So several processes ask one another at the end of
-        a hop that reaches a 16th step, for an exchange a step would cost more than the step; a stop asked of any of
-        them stops all, and the first one's clock says when to save.
+        a dispatch that reaches a 16th step, for an exchange a step would cost more than the step; a stop asked of any
+        of them stops all, and the first one's clock says when to save.
         """
         import jax
 
         if jax.process_count() == 1:
             return self.signal is not None, overdue
-        if hop.stop // _EXCHANGE == hop.start // _EXCHANGE:
+        if steps.stop // _EXCHANGE == steps.start // _EXCHANGE:
             return False, False
         stops, saves = _gather(self.signal is not None, overdue)
         return bool(stops.any()), bool(saves[0])

@@ -41,7 +41,7 @@ class Pair:
 
 def exact_groups(sets: Sequence[PreparedSet]) -> list[list[Place]]:
     """Images, over all sets, whose decoded pixels are identical; groups of two and more, in the order of rows."""
-    pixels = np.concatenate([s.examples.pixels for s in sets])
+    pixels = np.concatenate([s.examples.pixel_sha256 for s in sets])
     places = _places(sets)
     _, number, size = np.unique(pixels, return_inverse=True, return_counts=True)
     twins = np.flatnonzero((size[number] > 1) & (pixels != ""))
@@ -57,11 +57,11 @@ def near_duplicates(sets: Sequence[PreparedSet], distance: int) -> list[Pair]:
     Of images with identical pixels in one part of one set only the first is compared. Sets of which more or less of
     the frame is kept are compared by what all of them show.
     """
-    pixels = np.concatenate([s.examples.pixels for s in sets])
+    pixels = np.concatenate([s.examples.pixel_sha256 for s in sets])
     shown = min(crop_of(s) for s in sets)
     codes = np.concatenate([(inspect(s).codes if crop_of(s) == shown else codes_of(s, shown)) for s in sets])
     held = [f"{k}/{split}/{p}" for k, s in enumerate(sets)
-            for split, p in zip(s.examples.split.tolist(), s.examples.pixels.tolist(), strict=True)]  # fmt: skip
+            for split, p in zip(s.examples.split.tolist(), s.examples.pixel_sha256.tolist(), strict=True)]  # fmt: skip
     first = np.unique(held, return_index=True)[1]
     alone = np.sort(np.concatenate([first[pixels[first] != ""], np.flatnonzero(pixels == "")]))
     candidates = _candidates(codes[alone], distance)

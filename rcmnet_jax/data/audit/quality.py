@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from rcmnet_jax.data.audit.findings import MOST_LISTED, Finding, Subject, count, some
 from rcmnet_jax.data.audit.inspection import inspect
-from rcmnet_jax.data.forms.base import clash
+from rcmnet_jax.data.formats.base import clash
 
 _JUNK = ("hidden or system file", "not an image by its name")
 _LEFT_OUT = ("not in a class folder", "class folder without images", "repeated row", "label is empty", "not in ", "in ")

@@ -66,7 +66,7 @@ def _table(prepared: PreparedSet) -> list[Usefulness]:
 def _circumstances(prepared: PreparedSet) -> str:
     """A digest of all that the table hangs on, of which the most is what is known of the images."""
     examples = prepared.examples
-    known = [np.ascontiguousarray(x) for x in (examples.signals, examples.label, examples.group, examples.pixels)]
+    known = [np.ascontiguousarray(x) for x in (examples.signals, examples.label, examples.group, examples.pixel_sha256)]
     seen = [(x.dtype, x.shape, sha256_bytes(x.tobytes())) for x in known]
     code, packages = (shortcut.__file__, partition.__file__), ("numpy", "scipy", "scikit-learn")
     return circumstances(code, packages, len(prepared.classes), examples.signal_names, seen)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rcmnet_jax.cli import guarded
-from rcmnet_jax.data.forms.base import UnreadableError
+from rcmnet_jax.data.formats.base import UnreadableError
 from rcmnet_jax.errors import UserError
 
 NAMES = ("pbc", "bloodmnist")

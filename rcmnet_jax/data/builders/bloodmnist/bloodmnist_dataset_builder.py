@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rcmnet_jax.data.builders import fetched
-from rcmnet_jax.data.forms.base import Source
-from rcmnet_jax.data.forms.medmnist import BLOODMNIST
+from rcmnet_jax.data.formats.base import Source
+from rcmnet_jax.data.formats.medmnist import BLOODMNIST
 from rcmnet_jax.data.sources import open_source
 from rcmnet_jax.download import Remote
 

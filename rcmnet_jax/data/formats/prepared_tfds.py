@@ -15,7 +15,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from rcmnet_jax.data.forms.base import SPLITS, Item, Source, UnreadableError, stamp_of
+from rcmnet_jax.data.formats.base import SPLITS, Item, Source, UnreadableError, stamp_of
 from rcmnet_jax.errors import UserError
 
 _CHUNK = 256  # records read at once

@@ -14,7 +14,7 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import canary, intake, runtime
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.console import Console
-from rcmnet_jax.data.forms.base import UnreadableError, clash
+from rcmnet_jax.data.formats.base import UnreadableError, clash
 from rcmnet_jax.data.images import ImageError, Pixels, decode
 from rcmnet_jax.data.prepare import HeldSet, PreparedSet, prepare
 from rcmnet_jax.data.sources import open_source
@@ -42,7 +42,7 @@ def predict(
     """Applies the bundle at `folder` to the images that `spec` names, and writes the table to `output`.
 
     Args:
-      adapt: parts of `adapt.PARTS` by which these images and the bundle are first brought together, for another
+      adapt: parts of `adapt.ADAPT_STEPS` by which these images and the bundle are first brought together, for another
         laboratory's stain, camera and scale; uses no labels. What was found goes to FILE.adapt.json.
       explain: a new folder for a picture of each image, with what the network looked at.
       classes: all classes that the images can be of, where that is known; the others get probability 0.
@@ -56,7 +56,7 @@ def predict(
     programs = runtime.enable_compilation_cache()
     bundle, console = bundles.load(folder), Console()
     if classes:
-        bundle = bundle.among(classes)
+        bundle = bundle.restricted_to(classes)
         console.say(f"Taken as known: the images are of {', '.join(classes)} alone.")
     data = prepare(spec, bundle.rule, labelled=False, keep=False)
     intake.report_skipped("predict", data, console)

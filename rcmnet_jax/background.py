@@ -15,8 +15,8 @@ _NAME = "ahead"  # of the threads
 _GLANCE = 0.1  # seconds between looks at whether to go on waiting
 
 
-class Ahead:
-    """At most one piece of work at a time. Nothing hangs on it: who needs what it failed to make makes it anew."""
+class BackgroundTask:
+    """Runs one job at a time. A failed one is harmless: whoever needs its result computes it in the foreground."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rcmnet_jax.data.remembered import Remembered
+from rcmnet_jax.data.image_cache import PerImageCache
 from rcmnet_jax.evaluation.table import Floats, Ints
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from rcmnet_jax.data.prepare import PreparedSet
     from rcmnet_jax.training.sharding import Placement
 
-KEPT = 0.99  # share of known images that pass as known
+KEPT = 0.99  # share of in-distribution images that must not be flagged
 AXES = {"appearance": 29, "head": 16}  # directions that have a variance of their own; all others share one
 ROOM = 12_288  # numbers of a space's axes: a wide network takes fewer axes, so that calibration.json stays small
-MOST = 4096  # images that statistics are fitted on: more change no digit that matters
+MAX_FIT_IMAGES = 4096  # images that statistics are fitted on: more change no digit that matters
 LEAST = 8  # fewer tell nothing
-PARTS = 5  # of the cross-fit
+OOD_FOLDS = 5  # of the cross-fit
 QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
 _CHUNK = 64  # images at once: in float64, those of 224 px take 77 MB
 _DIGITS = 7  # of a number that is stored
@@ -48,7 +48,7 @@ def _in_chunks(images: NDArray[np.uint8]) -> Floats:
     return np.concatenate([_appearance(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)])
 
 
-_looks = Remembered(_in_chunks)
+_looks = PerImageCache(_in_chunks)
 forget = _looks.forget  # what images looked like, as in a new process
 
 
@@ -121,7 +121,7 @@ def evenly(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
 
 def fit_to(bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placement: Placement) -> dict[str, Any]:
     """`fit` on the rows that a bundle's network was trained on; every process must take part."""
-    rows = evenly(rows, MOST)
+    rows = evenly(rows, MAX_FIT_IMAGES)
     return fit(_seen(bundle, data, rows, placement), data.examples.group[rows])
 
 
@@ -138,7 +138,7 @@ def _seen(bundle: Bundle, data: PreparedSet, rows: NDArray[np.integer], placemen
     return spaces(appearance(images), bundle.responses(images, placement).embedding)
 
 
-def widened(facts: Mapping[str, Any], ratios: Floats) -> dict[str, Any]:
+def with_raised_threshold(facts: Mapping[str, Any], ratios: Floats) -> dict[str, Any]:
     """The statistics with the threshold raised to keep as many new images as promised.
 
     A network knows its training images too well, so others lie a little farther out. `ratios` (M,) holds, for images
@@ -153,12 +153,12 @@ def widened(facts: Mapping[str, Any], ratios: Floats) -> dict[str, Any]:
 
 def _parts(groups: NDArray[np.str_]) -> Ints:
     """(N,) which part of the cross-fit each row is in."""
-    parts = np.arange(len(groups)) % PARTS
+    parts = np.arange(len(groups)) % OOD_FOLDS
     names, known = np.unique(groups[groups != ""]), groups != ""
     if len(names) < 2:
         return parts
     whole = parts.copy()
-    whole[known] = np.searchsorted(names, groups[known]) % PARTS
+    whole[known] = np.searchsorted(names, groups[known]) % OOD_FOLDS
     # A part that is nearly all would be measured by next to nothing.
     return whole if np.bincount(whole).max() <= 0.75 * len(whole) else parts
 

@@ -7,7 +7,7 @@ from importlib import resources
 
 import numpy as np
 
-from rcmnet_jax.data.forms.base import Item, Source
+from rcmnet_jax.data.formats.base import Item, Source
 
 
 class SyntheticSource(Source):

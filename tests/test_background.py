@@ -15,8 +15,8 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from configs.base import change
-from rcmnet_jax import bundle, first_step, stages
-from rcmnet_jax.ahead import Ahead
+from rcmnet_jax import bundle, precompile, training_job
+from rcmnet_jax.background import BackgroundTask
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.prepare import prepare
@@ -49,11 +49,11 @@ def test_the_first_step_finds_its_program_made(devices, steps, source, tmp_path,
     with small_job(tmp_path, size=48 if source else 32, **source) as job:
         run = dataclasses.replace(job.pixels.run, placement=Placement(mesh))
         run = dataclasses.replace(run, config=change(run.config, steps_per_dispatch=steps))
-        job = dataclasses.replace(job, pixels=stages.Pixels(job.pixels.data, run))
-        first_step.begin(run, 8, images=len(job.pixels.data.examples.label))
+        job = dataclasses.replace(job, pixels=training_job.TrainingImages(job.pixels.data, run))
+        precompile.begin(run, 8, images=len(job.pixels.data.examples.label))
         run.ahead.wait()
         made = programs(caplog)
-        stage, state, step, loader = stages.prepared(job)
+        stage, state, step, loader = training_job.prepared(job)
         loop._dispatch(stage, state, step, loader, loop._Controls(stage), range(steps))
         assert len(made) == 1
         assert programs(caplog) == made
@@ -78,13 +78,13 @@ def test_nothing_is_compiled_where_the_first_step_may_be_another(settings, left,
     begun = []
     monkeypatch.setattr(bundle, "is_sound", lambda folder: folder.exists())
     config = change(ExperimentConfig(), image_size=48, source=settings, model={"width": 8})
-    here = stages.Run(config, tmp_path, Placement.everywhere(), None, SimpleNamespace(begin=begun.append))
+    run = training_job.Run(config, tmp_path, Placement.everywhere(), None, SimpleNamespace(begin=begun.append))
     if left:
-        first_step.begin(here, 8, images=900)
+        precompile.begin(run, 8, images=900)
         assert len(begun) == 1
         for name in left:
             (tmp_path / "pretrain" / name).mkdir(parents=True)
-    first_step.begin(here, 8, images=900)
+    precompile.begin(run, 8, images=900)
     assert len(begun) == bool(left)
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_compiled_where_the_first_step_may_be_another(settings, left,
 )
 def test_several_steps_are_compiled_only_where_an_epoch_and_a_save_leave_room(images, every_steps, count):
     changes = {"steps_per_dispatch": 4, "batch_size": 32, "checkpoint": {"every_steps": every_steps}}
-    assert first_step._together(change(ExperimentConfig(), **changes), images) == count
+    assert precompile._together(change(ExperimentConfig(), **changes), images) == count
 
 
 def test_the_numbers_of_classes_and_images_are_known_before_any_image_is_read(tmp_path):
@@ -109,14 +109,14 @@ def test_the_numbers_of_classes_and_images_are_known_before_any_image_is_read(tm
 
 
 def test_work_that_fails_is_said_and_left_to_whoever_needs_it(caplog):
-    ahead = Ahead()
+    ahead = BackgroundTask()
     ahead.begin(lambda: 1 / 0)
     ahead.wait()
     assert "nothing was compiled ahead: division by zero" in caplog.text
 
 
 def test_one_piece_of_work_follows_another():
-    ahead, order, free = Ahead(), [], threading.Event()
+    ahead, order, free = BackgroundTask(), [], threading.Event()
     ahead.begin(lambda: (free.wait(10), order.append("first")))
     threading.Timer(0.05, free.set).start()
     ahead.begin(lambda: order.append("second"))
@@ -126,7 +126,7 @@ def test_one_piece_of_work_follows_another():
 
 
 def test_waiting_ends_where_the_check_says_so():
-    ahead, free = Ahead(), threading.Event()
+    ahead, free = BackgroundTask(), threading.Event()
     ahead.begin(lambda: free.wait(30))
     with pytest.raises(Interrupted):
         ahead.wait(stopped)
@@ -152,10 +152,10 @@ def stopped():
 def test_a_process_ends_with_its_status_and_waits_for_no_compilation(busy, body, status, said):
     program = f"""
 import threading
-from rcmnet_jax.ahead import Ahead, end_with
+from rcmnet_jax.background import BackgroundTask, end_with
 def main():
     if {busy}:
-        Ahead().begin(threading.Event().wait)
+        BackgroundTask().begin(threading.Event().wait)
     print("done")
     {body}
 end_with(main)

@@ -7,7 +7,7 @@ import stat
 import zipfile
 from pathlib import Path
 
-from rcmnet_jax.data.forms.base import (
+from rcmnet_jax.data.formats.base import (
     DAMAGE,
     MAX_FILE,
     Item,

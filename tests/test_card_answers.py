@@ -4,55 +4,60 @@ import pytest
 import yaml
 
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.report import answers
+from rcmnet_jax.report import card_answers
 from rcmnet_jax.report.card import CardFacts, mark, render_card
 from rcmnet_jax.report.items import ITEMS
 
 
 def write(folder, text):
-    (folder / answers.FILE).write_text(text, encoding="utf-8")
+    (folder / card_answers.FILE).write_text(text, encoding="utf-8")
 
 
 def card(workdir):
     (workdir / "bundle").mkdir(exist_ok=True)
-    facts = CardFacts("rcmnet", ("a", "b"), answers=answers.read(workdir))
+    facts = CardFacts("rcmnet", ("a", "b"), answers=card_answers.read(workdir))
     (workdir / "bundle/card.md").write_text(render_card(facts), encoding="utf-8")
 
 
 def test_the_template_asks_each_question_once_and_answers_none(tmp_path):
-    answers.ask(tmp_path)
-    found = yaml.safe_load((tmp_path / answers.FILE).read_text())
-    assert set(found) == set(answers.ASKED) <= {item.key for item in ITEMS}
+    card_answers.ask(tmp_path)
+    found = yaml.safe_load((tmp_path / card_answers.FILE).read_text())
+    assert set(found) == set(card_answers.ASKED) <= {item.key for item in ITEMS}
     assert set(found.values()) == {None}
-    assert answers.read(tmp_path) == {}
-    assert all(f"# {item.question}" in answers.template() for item in ITEMS if item.key in answers.ASKED)
+    assert card_answers.read(tmp_path) == {}
+    assert all(f"# {item.question}" in card_answers.template() for item in ITEMS if item.key in card_answers.ASKED)
 
 
 def test_what_a_person_wrote_is_never_written_over(tmp_path):
     write(tmp_path, "ethics: approved\n")
-    answers.ask(tmp_path)
-    assert answers.read(tmp_path) == {"ethics": "approved"}
+    card_answers.ask(tmp_path)
+    assert card_answers.read(tmp_path) == {"ethics": "approved"}
 
 
 def test_answers_stay_the_text_they_were_written_as(tmp_path):
     write(tmp_path, "dates: 2021-05-01\nexternal: no\nsize: 1e3\nfunding: |\n  two\n  lines\nuse: ~\nethics: ''\n")
-    assert answers.read(tmp_path) == {"dates": "2021-05-01", "external": "no", "size": "1e3", "funding": "two lines"}
+    assert card_answers.read(tmp_path) == {
+        "dates": "2021-05-01",
+        "external": "no",
+        "size": "1e3",
+        "funding": "two lines",
+    }
 
 
 def test_the_card_takes_answers_in_and_is_known_to_be_current(tmp_path):
-    answers.ask(tmp_path)
+    card_answers.ask(tmp_path)
     card(tmp_path)
-    assert answers.is_current(tmp_path)
+    assert card_answers.is_current(tmp_path)
     assert "Taken in" not in (tmp_path / "bundle/card.md").read_text()
     write(tmp_path, "ethics: 'Board <b>7</b>: yes'\n")
-    assert not answers.is_current(tmp_path)
+    assert not card_answers.is_current(tmp_path)
     card(tmp_path)
     text = (tmp_path / "bundle/card.md").read_text()
     assert "Board &lt;b&gt;7&lt;/b&gt;: yes" in text.split("## Not stated")[0]
     assert "Which ethics board" not in text.split("## Not stated")[1]
-    assert answers.is_current(tmp_path)
+    assert card_answers.is_current(tmp_path)
     write(tmp_path, "ethics: another board\n")
-    assert not answers.is_current(tmp_path)
+    assert not card_answers.is_current(tmp_path)
 
 
 def test_an_answer_cannot_pass_for_the_mark():
@@ -77,12 +82,12 @@ def test_an_answer_cannot_pass_for_the_mark():
 def test_a_file_that_cannot_be_read_is_refused_with_its_line(tmp_path, text, sentence):
     write(tmp_path, text)
     with pytest.raises(UserError) as error:
-        answers.read(tmp_path)
+        card_answers.read(tmp_path)
     assert sentence in str(error.value)
     assert "card.yaml" in str(error.value)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / answers.FILE).write_bytes(b"use: \xff\xfe")
+    (tmp_path / card_answers.FILE).write_bytes(b"use: \xff\xfe")
     with pytest.raises(UserError, match="UTF-8"):
-        answers.read(tmp_path)
+        card_answers.read(tmp_path)

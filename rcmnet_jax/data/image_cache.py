@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 from rcmnet_jax.data.images import Pixels
 
 T = TypeVar("T")
-MOST = 2**14  # images of which it is kept
+MAX_ENTRIES = 2**14  # images of which it is kept
 
 
-class Remembered(Generic[T]):
-    """`compute` for images (N, S, S, 3), a value for each; it is not asked again for the first `MOST` that it was."""
+class PerImageCache(Generic[T]):
+    """`compute` for images (N, S, S, 3), a value for each; the first `MAX_ENTRIES` of them are kept."""
 
     def __init__(self, compute: Callable[[Pixels], Iterable[T]]):
         self._compute = compute
@@ -23,7 +23,7 @@ class Remembered(Generic[T]):
         keys = [hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest() for image in images]
         missing = [i for i, key in enumerate(keys) if key not in self._known]
         made = dict(zip((keys[i] for i in missing), self._compute(images[missing]), strict=True)) if missing else {}
-        room = max(MOST - len(self._known), 0)
+        room = max(MAX_ENTRIES - len(self._known), 0)
         values = [made[key] if key in made else self._known[key] for key in keys]
         self._known.update(list(made.items())[:room])
         return values

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcmnet_jax.ahead import Ahead
+from rcmnet_jax.background import BackgroundTask
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.config import ExperimentConfig, OptimizerConfig, SourceConfig, TargetConfig
 from rcmnet_jax.data.loader import GrowingLoader, Loader, ResidentLoader, StreamLoader, shrink
@@ -23,12 +23,12 @@ from rcmnet_jax.models import Network
 from rcmnet_jax.training import heads
 from rcmnet_jax.training import optimizer as optimizers
 from rcmnet_jax.training import state as states
-from rcmnet_jax.training.loop import Stage, Surroundings, train
+from rcmnet_jax.training.loop import RunServices, TrainingPlan, train
 from rcmnet_jax.training.multistep import make_multistep
 from rcmnet_jax.training.sharding import Placement
 from rcmnet_jax.training.sizes import at_size
 from rcmnet_jax.training.state import TrainState
-from rcmnet_jax.training.step import Recipe, StepFn, make_optimizer, make_train_step
+from rcmnet_jax.training.step import StepConfig, StepFn, make_optimizer, make_train_step
 
 Tree = dict[str, Any]
 Weights = tuple[Tree, Tree]  # params and batch_stats
@@ -42,8 +42,8 @@ class Run:
     config: ExperimentConfig
     workdir: pathlib.Path
     placement: Placement
-    around: Surroundings
-    ahead: Ahead = field(default_factory=Ahead)
+    services: RunServices
+    ahead: BackgroundTask = field(default_factory=BackgroundTask)
 
     def seed(self, name: str) -> int:
         """A seed in [0, 2^31) of its own for each name."""
@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class TrainingImages:
     """A prepared set where a stage wants it: on the device for all stages that use it, or streamed."""
 
     data: PreparedSet
@@ -90,11 +90,11 @@ class Job:
     """One network to train: on which rows, from which weights, how long."""
 
     name: str  # its folder in the workdir
-    pixels: Pixels
+    pixels: TrainingImages
     rows: np.ndarray
     network: Network
     start: Weights
-    stage: SourceConfig | TargetConfig
+    settings: SourceConfig | TargetConfig
     steps: int  # 0: the start is the result
     head_steps: int = 0
     transferred: frozenset[Path] = frozenset()  # leaves of the start that come from elsewhere, for `pull`
@@ -107,8 +107,8 @@ class Job:
     @property
     def growing(self) -> tuple[int, int]:
         """The smaller side that images have at first, and how many steps that lasts; 0, 0 without."""
-        if isinstance(self.stage, SourceConfig) and self.stage.start_size:
-            return self.stage.start_size, round(self.stage.grow * self.steps)
+        if isinstance(self.settings, SourceConfig) and self.settings.start_size:
+            return self.settings.start_size, round(self.settings.grow * self.steps)
         return 0, 0
 
     @property
@@ -137,23 +137,23 @@ class Trained:
             self.store.wait()
 
 
-def recipe(job: Job) -> Recipe:
+def step_config(job: Job) -> StepConfig:
     """What of a job's settings is compiled into its step."""
-    return recipe_of(job.stage, bool(job.transferred))
+    return step_config_of(job.settings, bool(job.transferred))
 
 
-def recipe_of(stage: SourceConfig | TargetConfig, transferred: bool) -> Recipe:
-    """The same of a stage's settings, for transferred weights or random ones, which need no care."""
+def step_config_of(settings: SourceConfig | TargetConfig, transferred: bool) -> StepConfig:
+    """As `step_config`, of a stage's settings; frozen statistics and layer decay are for transferred weights alone."""
     plain = OptimizerConfig()
     # These enter as numbers: stages that differ in nothing else share a program.
     optimizer = dataclasses.replace(
-        stage.optimizer,
+        settings.optimizer,
         learning_rate=plain.learning_rate,
         warmup_epochs=plain.warmup_epochs,
         class_weights=plain.class_weights,
     )
-    frozen = transferred and isinstance(stage, TargetConfig) and stage.batch_norm == "frozen"
-    return Recipe(optimizer, stage.augment, frozen, stage.layer_decay if transferred else 1.0)
+    frozen = transferred and isinstance(settings, TargetConfig) and settings.batch_norm == "frozen"
+    return StepConfig(optimizer, settings.augment, frozen, settings.layer_decay if transferred else 1.0)
 
 
 def fit(job: Job) -> Trained:
@@ -162,16 +162,16 @@ def fit(job: Job) -> Trained:
         return Trained(*job.start, 0, _kept(job))
     run = job.pixels.run
     keeper = _BestEpoch(job) if len(job.watch) else None
-    store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.around.console.warn)
+    store = Store(job.folder_of / "checkpoints", keep=run.config.checkpoint.keep, warn=run.services.console.warn)
     try:
         ready = prepared(job)
-        run.ahead.wait(run.around.stop.check_alone)
-        state = train(*ready, store, run.around, keeper.look if keeper else None)
+        run.ahead.wait(run.services.stop.check_alone)
+        state = train(*ready, store, run.services, keeper.look if keeper else None)
         params = heads.narrow(jax.device_get(state.ema_params), job.network)
         trained = Trained(params, jax.device_get(state.ema_batch_stats), job.steps, store)
         if keeper and job.choose:
             trained = keeper.best(trained)
-        if isinstance(job.stage, TargetConfig) and job.stage.batch_norm == "reestimate" and trained.batch_stats:
+        if isinstance(job.settings, TargetConfig) and job.settings.batch_norm == "reestimate" and trained.batch_stats:
             # Rows lie class by class, and a batch of one class has other moments than those of training.
             mixed = np.random.default_rng(run.seed(f"{job.name}/moments")).permutation(job.rows)
             images = job.pixels.data.images(mixed)
@@ -183,24 +183,24 @@ def fit(job: Job) -> Trained:
     return trained
 
 
-def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
-    """All that a loop over the job's steps needs: what holds over them, the first state, the step, the batches."""
-    run, compiled = job.pixels.run, recipe(job)
+def prepared(job: Job) -> tuple[TrainingPlan, TrainState, StepFn, Loader]:
+    """The plan, the first state, the step function and the loader that `train` takes."""
+    run, compiled = job.pixels.run, step_config(job)
     config, placement = run.config, run.placement
     labels = job.pixels.data.examples.label[job.rows]
     network, (params, batch_stats) = heads.wide(job.network), job.start
     size, until = job.growing
-    stage = Stage(
+    plan = TrainingPlan(
         name=job.name,
         steps=job.steps,
         batch_size=config.batch_size,
         learning_rates=optimizers.learning_rates(
-            job.stage.optimizer,
+            job.settings.optimizer,
             epochs=job.steps * config.batch_size / job.images,
             steps=job.steps,
             batch_size=config.batch_size,
         ),
-        class_weights=optimizers.class_weights(job.stage.optimizer, labels, job.network.classes),
+        class_weights=optimizers.class_weights(job.settings.optimizer, labels, job.network.classes),
         seed=run.seed(job.name),
         head_steps=job.head_steps,
         steps_per_epoch=job.images / config.batch_size,
@@ -211,18 +211,18 @@ def prepared(job: Job) -> tuple[Stage, TrainState, StepFn, Loader]:
     )
     optimizer = make_optimizer(network, compiled)
     state = placement.put_copies(states.create(heads.widen(params, job.network), batch_stats, optimizer))
-    sampling = job.stage.sampling if isinstance(job.stage, TargetConfig) else "uniform"
+    sampling = job.settings.sampling if isinstance(job.settings, TargetConfig) else "uniform"
     step = make_train_step(network, compiled, placement)
     soft = None if job.soft is None else heads.pad(job.soft, network.classes)
-    loader = job.pixels.loader(job.rows, stage.seed, sampling, soft)
+    loader = job.pixels.loader(job.rows, plan.seed, sampling, soft)
     if until:
         loader = GrowingLoader(loader, size, until)
-    return stage, state, step, loader
+    return plan, state, step, loader
 
 
 def _anchor(job: Job) -> optimizers.Anchor | None:
     """The job's start, copied to the devices, with the pull on what was transferred; None where nothing pulls."""
-    pull = job.stage.pull
+    pull = job.settings.pull
     if not (pull and job.transferred):
         return None
     start = heads.widen(job.start[0], job.network)
@@ -233,7 +233,7 @@ def _anchor(job: Job) -> optimizers.Anchor | None:
 
 def _kept(job: Job) -> Store:
     """Saves weights that no loop trains, so that their leaf has a checkpoint like the others. The save goes on."""
-    store = Store(job.folder_of / "checkpoints", keep=1, warn=job.pixels.run.around.console.warn)
+    store = Store(job.folder_of / "checkpoints", keep=1, warn=job.pixels.run.services.console.warn)
     store.save(0, job.pixels.run.placement.put_copies(_named(*job.start)), {"stage": job.name})
     return store
 
@@ -251,7 +251,7 @@ class _BestEpoch:
         self._labels = job.pixels.data.examples.label[job.watch]
         self._store: Store | None = None
         if job.choose:
-            self._store = Store(job.folder_of / "best", keep=1, warn=job.pixels.run.around.console.warn)
+            self._store = Store(job.folder_of / "best", keep=1, warn=job.pixels.run.services.console.warn)
 
     def look(self, step: int, state: TrainState) -> None:
         job, run = self._job, self._job.pixels.run
@@ -267,10 +267,10 @@ class _BestEpoch:
         right = logits.argmax(-1) == self._labels
         recalls = [right[self._labels == k].mean() for k in np.unique(self._labels)]
         score = float(np.mean(recalls))
-        run.around.records.write(
+        run.services.records.write(
             job.name, "validation", step, balanced_accuracy=score, top1=float(right.mean()), images=len(right)
         )
-        run.around.console.say(f"{job.name}: step {step}, {len(right)} images watched: top-1 {right.mean():.4f}")
+        run.services.console.say(f"{job.name}: step {step}, {len(right)} images watched: top-1 {right.mean():.4f}")
         if self._store is not None and score > self._best:
             self._best = score
             self._store.save(step, _named(params, batch_stats), {"score": score})

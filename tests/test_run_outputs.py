@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from rcmnet_jax import leaves, stages
+from rcmnet_jax import run_outputs, training_job
 from rcmnet_jax.bundle import is_sound
 from rcmnet_jax.checkpoint.store import Store
 from rcmnet_jax.errors import Interrupted
-from rcmnet_jax.evaluation import novelty
+from rcmnet_jax.evaluation import ood
 from tests.small_job import small_job
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -37,12 +37,12 @@ def job(tmp_path):
 
 @pytest.fixture
 def trained(job, tmp_path):
-    return stages.Trained(*job.start, 3, Waited(tmp_path / "checkpoints"))
+    return training_job.Trained(*job.start, 3, Waited(tmp_path / "checkpoints"))
 
 
 def test_the_last_checkpoint_is_on_disk_when_the_bundle_is(job):
-    trained = stages.fit(job)
-    leaves.leave(job, trained)
+    trained = training_job.fit(job)
+    run_outputs.write_bundle(job, trained)
     assert is_sound(job.folder_of / "bundle")
     assert trained.store.steps() == [job.steps]
 
@@ -50,7 +50,7 @@ def test_the_last_checkpoint_is_on_disk_when_the_bundle_is(job):
 def test_a_network_whose_last_checkpoint_failed_leaves_no_bundle(job, trained):
     trained.store.error = Interrupted("no space left")
     with pytest.raises(Interrupted, match="no space"):
-        leaves.leave(job, trained)
+        run_outputs.write_bundle(job, trained)
     assert not (job.folder_of / "bundle").exists()
 
 
@@ -58,17 +58,17 @@ def test_an_error_on_the_way_waits_for_the_checkpoint(job, trained, monkeypatch)
     def fails(*_):
         raise ValueError("on the way")
 
-    monkeypatch.setattr(novelty, "fit_to", fails)
+    monkeypatch.setattr(ood, "fit_to", fails)
     with pytest.raises(ValueError, match="on the way"):
-        leaves.leave(job, trained)
+        run_outputs.write_bundle(job, trained)
     assert trained.store.waited
 
 
 def test_an_error_after_the_last_step_waits_for_the_checkpoint(job, monkeypatch):
     made = []
-    monkeypatch.setattr(stages, "Store", lambda *words, **more: made.append(Waited(*words, **more)) or made[-1])
-    monkeypatch.setattr(stages, "Trained", lambda *_: 1 / 0)
+    monkeypatch.setattr(training_job, "Store", lambda *words, **more: made.append(Waited(*words, **more)) or made[-1])
+    monkeypatch.setattr(training_job, "Trained", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        stages.fit(dataclasses.replace(job, watch=job.watch[:0]))
+        training_job.fit(dataclasses.replace(job, watch=job.watch[:0]))
     assert made[0].waited
     assert made[0].steps() == [job.steps]

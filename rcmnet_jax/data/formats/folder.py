@@ -7,7 +7,7 @@ import stat
 import time
 from pathlib import Path
 
-from rcmnet_jax.data.forms.base import (
+from rcmnet_jax.data.formats.base import (
     Item,
     Skipped,
     Source,

@@ -13,13 +13,13 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.data import appearance
 from rcmnet_jax.data.prepare import PreparedSet
-from rcmnet_jax.evaluation import features, novelty
+from rcmnet_jax.evaluation import features, ood
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
 from rcmnet_jax.files import recover_folders, write_atomic
 from rcmnet_jax.settings import config_hash
-from rcmnet_jax.stages import Job, Run, Trained
-from rcmnet_jax.training.sharding import Placement, agreed, barrier, is_main_process
+from rcmnet_jax.training.sharding import Placement, barrier, is_main_process, main_process_value
+from rcmnet_jax.training_job import Job, Run, Trained
 
 
 def provenance(job: Job, trained: Trained) -> dict[str, Any]:
@@ -48,16 +48,16 @@ def bundle_of(job: Job, trained: Trained) -> Bundle:
     return dataclasses.replace(made, views=job.pixels.run.config.evaluation.views)
 
 
-def leave(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
-    """Writes the network's bundle into its folder; `ratios` are as for `novelty.widened`."""
+def write_bundle(job: Job, trained: Trained, ratios: np.ndarray | None = None) -> None:
+    """Writes the network's bundle into its folder; `ratios` are as for `ood.with_raised_threshold`."""
     data, made = job.pixels.data, bundle_of(job, trained)
     try:
-        facts = novelty.fit_to(made, data, job.rows, job.pixels.run.placement)
+        facts = ood.fit_to(made, data, job.rows, job.pixels.run.placement)
     finally:
         trained.settle()  # nothing is written of a network whose last checkpoint is not kept
-    facts = facts if ratios is None else novelty.widened(facts, ratios)
+    facts = facts if ratios is None else ood.with_raised_threshold(facts, ratios)
     if is_main_process():
-        looks = appearance.describe(data.images(novelty.evenly(job.rows, appearance.MOST)))
+        looks = appearance.describe(data.images(ood.evenly(job.rows, appearance.MAX_APPEARANCE_IMAGES)))
         known = {"ood": facts, "appearance": looks and looks.to_dict()}
         made = dataclasses.replace(made, calibration={key: value for key, value in known.items() if value})
         bundles.write(job.folder_of / "bundle", made)
@@ -82,7 +82,7 @@ def table_of(
     images = data.images(rows)
     found, embedding = bundle.answers_and_features(images, placement)
     if features_in is not None:
-        features.leave(features_in, bundle, data.examples.path[rows], embedding)
+        features.write_features(features_in, bundle, data.examples.path[rows], embedding)
     table = as_table(data, rows, found.probabilities, split=split, seed=seed, fold=fold)
     return dataclasses.replace(table, abstain=found.abstain, ood=found.ood)
 
@@ -105,7 +105,7 @@ def as_table(
     )
 
 
-def report_leaf(run: Run, folder: Path, table: Table, facts: dict[str, Any]) -> None:
+def write_results(run: Run, folder: Path, table: Table, facts: dict[str, Any]) -> None:
     """Writes predictions.csv, then metrics.json, whose presence marks the leaf as done."""
     if is_main_process():
         write_table(table, folder / "predictions.csv")
@@ -119,4 +119,4 @@ def is_done(folder: Path, *, network: bool = True) -> bool:
     if is_main_process() and folder.is_dir():
         recover_folders(folder)
     done = (folder / "metrics.json").exists() and (folder / "predictions.csv").exists()
-    return agreed(done and (not network or bundles.is_sound(folder / "bundle")))
+    return main_process_value(done and (not network or bundles.is_sound(folder / "bundle")))

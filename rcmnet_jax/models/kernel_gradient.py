@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rcmnet_jax.models.plain import plain_conv
+from rcmnet_jax.models.xla_ops import plain_conv
 
 LARGEST = 2**26  # bytes of images up to which it is faster to turn them first
 _PARTS = 8  # in which images are turned, at most

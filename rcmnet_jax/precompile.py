@@ -8,38 +8,38 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from rcmnet_jax import jobs, leaves
+from rcmnet_jax import jobs, run_outputs
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.data.loader import Batch
 from rcmnet_jax.models import Network
-from rcmnet_jax.stages import Run, recipe_of
 from rcmnet_jax.training import heads
 from rcmnet_jax.training import state as states
-from rcmnet_jax.training.multistep import make_multistep, steps_together
+from rcmnet_jax.training.multistep import make_multistep, resolve_steps_per_dispatch
 from rcmnet_jax.training.step import Controls, make_optimizer, make_train_step
+from rcmnet_jax.training_job import Run, step_config_of
 
 
-def begin(here: Run, classes: int, images: int) -> None:
-    """Begins to compile it beside the main thread, where it is still to come and its arguments are known by now.
+def begin(run: Run, classes: int, images: int) -> None:
+    """Starts to compile it in the background, unless it is past or its arguments are not known yet.
 
     Args:
-      here: the run.
+      run: the run.
       classes: of the source.
       images: of the source, all parts together.
     """
-    config, asked, folder = here.config, here.config.source, here.workdir / "pretrain"
+    config, asked, folder = run.config, run.config.source, run.workdir / "pretrain"
     soft = asked.soft_labels or (folder / "soft_labels.json").exists()
     grown = asked.start_size and (folder / "checkpoints").exists()
-    if jax.process_count() > 1 or asked.pull or soft or grown or leaves.is_done(folder):
+    if jax.process_count() > 1 or asked.pull or soft or grown or run_outputs.is_done(folder):
         return
     network, count = jobs.network_of(config, classes, config.source_size), _together(config, images)
     if count is not None:
-        here.ahead.begin(functools.partial(compile_step, here, network, count))
+        run.ahead.begin(functools.partial(compile_step, run, network, count))
 
 
 def _together(config: ExperimentConfig, images: int) -> int | None:
     """How many steps the first program takes, None where that is not sure: few in an epoch or between saves."""
-    count, save = steps_together(config.steps_per_dispatch), config.checkpoint.every_steps
+    count, save = resolve_steps_per_dispatch(config.steps_per_dispatch), config.checkpoint.every_steps
     room = images // config.batch_size >= 2 * count and (not save or save >= count)
     return count if count == 1 or room else None
 
@@ -51,7 +51,7 @@ def compile_step(run: Run, network: Network, count: int) -> None:
     """
     config, placement, wide = run.config, run.placement, heads.wide(network)
     stage, rows = config.source, config.batch_size
-    compiled, side = recipe_of(stage, bool(stage.init_from)), stage.start_size or config.source_size
+    compiled, side = step_config_of(stage, bool(stage.init_from)), stage.start_size or config.source_size
     controls = Controls.on_host(0.0, True, np.ones(network.classes), 0)
     step, split = make_train_step(wide, compiled, placement), placement.split
     lead: tuple[int, ...] = ()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rcmnet_jax.data import appearance, remembered
-from rcmnet_jax.data.remembered import Remembered
-from rcmnet_jax.evaluation import novelty
+from rcmnet_jax.data import appearance, image_cache
+from rcmnet_jax.data.image_cache import PerImageCache
+from rcmnet_jax.evaluation import ood
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def sums(asked):
         asked.append(len(images))
         return images.astype(np.int64).sum((1, 2, 3))
 
-    return Remembered(compute)
+    return PerImageCache(compute)
 
 
 def test_only_new_images_are_asked_for(images, sums, asked):
@@ -45,14 +45,14 @@ def test_the_same_bytes_in_another_shape_are_another_image(images, sums, asked):
 
 
 def test_beyond_what_is_kept_values_are_right_all_the_same(images, sums, asked, monkeypatch):
-    monkeypatch.setattr(remembered, "MOST", 3)
+    monkeypatch.setattr(image_cache, "MAX_ENTRIES", 3)
     assert sums(images) == sums(images) == images.astype(np.int64).sum((1, 2, 3)).tolist()
     assert asked == [7, 4]
 
 
 def test_cells_and_looks_are_remembered(images, monkeypatch):
-    first = appearance.describe(images), novelty.appearance(images)
-    for kept in (appearance._cells, novelty._looks):
+    first = appearance.describe(images), ood.appearance(images)
+    for kept in (appearance._cells, ood._looks):
         monkeypatch.setattr(kept, "_compute", None)  # would be called for an image that is not known
     assert appearance.describe(images[::-1]) == first[0]
-    assert np.array_equal(novelty.appearance(images[::-1]), first[1][::-1])
+    assert np.array_equal(ood.appearance(images[::-1]), first[1][::-1])

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rcmnet_jax.data.forms.base import SPLITS, Item, Skipped, Source, clash, is_image_name
-from rcmnet_jax.data.forms.folder import FileSource
+from rcmnet_jax.data.formats.base import SPLITS, Item, Skipped, Source, clash, is_image_name
+from rcmnet_jax.data.formats.folder import FileSource
 from rcmnet_jax.errors import UserError
 
 _MAX_BYTES = 1 << 29  # of a CSV: millions of rows

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rcmnet_jax.data.forms.base import DAMAGE, Item, Source, stamp_of_zip
+from rcmnet_jax.data.formats.base import DAMAGE, Item, Source, stamp_of_zip
 from rcmnet_jax.data.images import MAX_PIXELS
 from rcmnet_jax.errors import UserError
 
