@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rcmnet_jax import bundle as bundles
 from rcmnet_jax import selection
-from rcmnet_jax.evaluation import calibration, label_review, shortcut
+from rcmnet_jax.evaluation import calibration, label_review
 from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute, to_json
+from rcmnet_jax.evaluation.shortcut_warning import shortcut_warning
 from rcmnet_jax.evaluation.tables import Table, join, read_table, write_table
 from rcmnet_jax.files import write_atomic
 from rcmnet_jax.report import card_answers, run_report
@@ -73,7 +74,7 @@ def conclude(run: Run, data: Data) -> None:
 def _doubts(metrics: Mapping[str, dict[str, Any]]) -> list[str]:
     """What a reader has to know before the numbers: that a shortcut does nearly as well."""
     main = next(iter(metrics.values()))
-    found = shortcut.warning(main, metrics["shortcut"]) if "shortcut" in metrics else ""
+    found = shortcut_warning(main, metrics["shortcut"]) if "shortcut" in metrics else ""
     return [found] if found else []
 
 

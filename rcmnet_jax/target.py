@@ -10,9 +10,10 @@ from rcmnet_jax import bundle as bundles
 from rcmnet_jax import conclusion, jobs, run_outputs, selection, training_job
 from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import TargetConfig
+from rcmnet_jax.data import shortcut
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.data.splits import Fold
-from rcmnet_jax.evaluation import ood, shortcut
+from rcmnet_jax.evaluation import ood
 from rcmnet_jax.files import recover_folders, write_json
 from rcmnet_jax.intake import Data
 from rcmnet_jax.recipes import RECIPES

@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from rcmnet_jax import runtime
 from rcmnet_jax.config import AuditConfig
+from rcmnet_jax.data import shortcut
 from rcmnet_jax.data.audit import ERRORS, Audit, Finding, audit, audit_run, blocking, shortcuts, twins
 from rcmnet_jax.data.audit.duplicates import near_duplicates
 from rcmnet_jax.data.audit.hashing import VIEWS, hashes, near_pairs, thumbnails, undo
@@ -21,7 +22,6 @@ from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.prepare import prepare
 from rcmnet_jax.data.splits import cross_validation, holdout
 from rcmnet_jax.errors import UserError
-from rcmnet_jax.evaluation import shortcut
 
 RULE = ImageRule(64)
 

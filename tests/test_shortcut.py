@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rcmnet_jax.evaluation.shortcut import fit_predict, usefulness, warning
+from rcmnet_jax.data.shortcut import fit_predict, usefulness
+from rcmnet_jax.evaluation.shortcut_warning import shortcut_warning
 
 NAMES = ("height", "width", "aspect", "file_bytes", "format", "border_red", "mean_red", "std_red")
 
@@ -135,7 +136,7 @@ def metrics(value, low, high, classes=4):
     ],
 )
 def test_a_shortcut_that_explains_most_of_the_accuracy_is_said_in_words(shortcut, words):
-    text = warning(metrics(0.80, 0.75, 0.85), metrics(*shortcut))
+    text = shortcut_warning(metrics(0.80, 0.75, 0.85), metrics(*shortcut))
     assert words in text
     assert bool(text) == bool(words)
     if words:

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rcmnet_jax.data import partition
+from rcmnet_jax.data import partition, shortcut
 from rcmnet_jax.data.audit.findings import Finding, Subject
 from rcmnet_jax.data.prepare import PreparedSet
-from rcmnet_jax.evaluation import shortcut
-from rcmnet_jax.evaluation.shortcut import Usefulness, usefulness
+from rcmnet_jax.data.shortcut import Usefulness, usefulness
 from rcmnet_jax.files import sha256_bytes, write_atomic
 from rcmnet_jax.runtime import circumstances
 

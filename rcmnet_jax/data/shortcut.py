@@ -7,7 +7,6 @@ regression, fitted to convergence without randomness.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 _MOST_ROWS = 8000  # of a set, drawn evenly over its rows: seconds, and a standard error below 0.01
 _FOLDS = 5
-LARGE = 0.5  # share of what a network gains over guessing that a shortcut may reach before the report warns
 
 
 @dataclass(frozen=True)
@@ -91,37 +89,6 @@ def usefulness(examples: Examples, classes: int, *, seed: int = 0) -> list[Usefu
             chance = 1 / len(np.unique(label))
             found.append(Usefulness(family, tuple(names), value, chance, error, folds, len(rows), by))
     return found
-
-
-def warning(network: Mapping[str, Any], shortcut: Mapping[str, Any]) -> str:
-    """A sentence where the shortcut's balanced accuracy explains most of the network's, else ''.
-
-    It does where (shortcut - chance) / (network - chance) is at least a half, or where its 95% interval reaches the
-    network's, so that the data do not show the network to see more.
-
-    Args:
-      network: metrics of the network's arm, from `compute`, on the same rows as
-      shortcut: those of the shortcut's.
-    """
-    ours, its = network["balanced_accuracy"], shortcut["balanced_accuracy"]
-    if ours["value"] is None or its["value"] is None:
-        return ""
-    chance = 1 / max(sum(c["support"] > 0 for c in network["per_class"].values()), 1)
-    gain, part = ours["value"] - chance, its["value"] - chance
-    if part <= 0 or (part < LARGE * gain and its["high"] < ours["low"]):
-        return ""
-    if part >= gain:
-        verdict = "so the network has shown nothing beyond the way the images came"
-    elif part >= LARGE * gain:
-        verdict = f"so the way the images came explains {part / gain:.0%} of what the network gains over guessing"
-    else:
-        verdict = "and the intervals overlap, so the data do not show the network to see more than the way they came"
-    reached = f"{its['value']:.1%} balanced accuracy ({its['low']:.1%} to {its['high']:.1%})"
-    told = f"{ours['value']:.1%} ({ours['low']:.1%} to {ours['high']:.1%})"
-    return (
-        f"Shortcut: size, border, colour and file properties alone reach {reached}, the network {told}, "
-        f"guessing {chance:.1%}: {verdict}."
-    )
 
 
 def _cross_validated(design: Probabilities, label: npt.NDArray[Any], part: Rows, classes: int) -> tuple[float, float]:
