@@ -25,7 +25,7 @@ def get_config(preset: str = "") -> ConfigDict:
 
     def at(size: int) -> ExperimentConfig:
         source = {"data": f"tfds:bloodmnist/{size}", "epochs": 30.0, "crop": 0.0}
-        made: ExperimentConfig = change(
+        return change(
             ExperimentConfig(),
             image_size=max(size, 32),
             batch_size=64,
@@ -33,6 +33,5 @@ def get_config(preset: str = "") -> ConfigDict:
             target={"data": "none"},
             evaluation={"views": "dihedral"},
         )
-        return made
 
     return choose(preset, {"": at(64), "28": at(28), "128": at(128), "224": at(224)}, "configs/bloodmnist.py")

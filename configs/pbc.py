@@ -25,11 +25,10 @@ def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset: '' (64 px), '128', '224', 'speedrun', 'speedrun-gpu', 'plain' or 'smoke'."""
 
     def at(size: int, **source: Any) -> ExperimentConfig:
-        made: ExperimentConfig = change(
+        return change(
             ExperimentConfig(), image_size=size, source=PBC | source, target={"data": "none"},
             evaluation={"views": "dihedral"},
         )  # fmt: skip
-        return made
 
     plain = change(ExperimentConfig(), source={"epochs": 12.0}, target={"data": "none"})
     large = change(

@@ -16,6 +16,7 @@ from rcmnet_jax.config import ExperimentConfig, SourceConfig, TargetConfig
 from rcmnet_jax.console import Console
 from rcmnet_jax.data import audit as auditing
 from rcmnet_jax.data import splits
+from rcmnet_jax.data.audit.findings import Audit
 from rcmnet_jax.data.audit.page import render
 from rcmnet_jax.data.images import ImageRule
 from rcmnet_jax.data.partition import limited, units
@@ -42,7 +43,7 @@ class Data:
     target: PreparedSet | None
     folds: tuple[tuple[Fold, ...], ...]
     notes: tuple[str, ...]
-    audit: Any
+    audit: Audit
 
 
 def image_rule(config: ExperimentConfig, stage: SourceConfig | TargetConfig, size: int) -> ImageRule:
@@ -195,7 +196,7 @@ def _audit(
     target: PreparedSet | None,
     folds: list[tuple[Fold, ...]],
     console: Console,
-) -> Any:
+) -> Audit:
     found = auditing.audit_run(source, holdout, target, folds[0] if folds else (), config.audit)
     for finding in found.findings:
         if finding.level == "warning":

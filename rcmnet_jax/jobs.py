@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -110,7 +109,7 @@ def _taken(report: Report) -> frozenset[tuple[str, ...]]:
     return frozenset(path[1:] for path in leaves if path[0] == "params")
 
 
-def _note(run: Run, folder: Path, what: str, report: Any, *, verbose: bool) -> None:
+def _note(run: Run, folder: Path, what: str, report: Report, *, verbose: bool) -> None:
     if is_main_process():
         write_json(folder / "transfer.json", report.to_dict())
     if verbose:

@@ -21,8 +21,7 @@ class Recipe:
     def apply(self, target: TargetConfig) -> TargetConfig:
         """The target's settings under this recipe."""
         rate = {"learning_rate": target.optimizer.learning_rate * self.learning_rate}
-        changed: TargetConfig = change(target, epochs=target.epochs * self.epochs, optimizer=rate, **self.settings)
-        return changed
+        return change(target, epochs=target.epochs * self.epochs, optimizer=rate, **self.settings)
 
 
 # Each differs in one thing from settings that train long enough, as those of `configs/cart.py:real`. What settles most

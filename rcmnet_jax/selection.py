@@ -21,6 +21,7 @@ from rcmnet_jax.bundle import Bundle
 from rcmnet_jax.config import TargetConfig
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.errors import GuardError
+from rcmnet_jax.evaluation.metrics import balanced_accuracy
 from rcmnet_jax.evaluation.predict import forward
 from rcmnet_jax.files import remove, write_json
 from rcmnet_jax.recipes import RECIPES, Score, affordable, best, most_chosen
@@ -165,10 +166,8 @@ def measured(job: Job, trained: Trained, rows: np.ndarray) -> Score:
     weights, views = (trained.params, trained.batch_stats), run.config.evaluation.views
     logits = forward(job.network, *weights, data.images(rows), run.placement, views=views)
     labels = data.examples.label[rows]
-    right = logits.argmax(-1) == labels
-    recalls = [right[labels == k].mean() for k in np.unique(labels)]
     nll = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(rows)), labels].mean()
-    return Score(float(np.mean(recalls)), float(nll))
+    return Score(balanced_accuracy(logits.argmax(-1), labels), float(nll))
 
 
 def settled(workdir: Path, folds: Sequence[Sequence[Fold]]) -> str:

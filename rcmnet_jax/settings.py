@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 from rcmnet_jax.config import ExperimentConfig
 from rcmnet_jax.errors import UserError, suggestion
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def change(config: Any, **changes: Any) -> Any:
+def change(config: Config, **changes: Any) -> Config:
     """A frozen config with some fields replaced; a dict replaces fields of a nested one."""
     return dataclasses.replace(
         config, **{k: change(getattr(config, k), **v) if isinstance(v, dict) else v for k, v in changes.items()}

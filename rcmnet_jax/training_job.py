@@ -18,6 +18,7 @@ from rcmnet_jax.config import ExperimentConfig, OptimizerConfig, SourceConfig, T
 from rcmnet_jax.data.loader import GrowingLoader, Loader, ResidentLoader, StreamLoader, shrink
 from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.errors import UserError
+from rcmnet_jax.evaluation.metrics import balanced_accuracy
 from rcmnet_jax.evaluation.predict import forward, reestimate
 from rcmnet_jax.models import Network
 from rcmnet_jax.training import heads
@@ -265,8 +266,7 @@ class _BestEpoch:
         images = self._images if grown else self._shrunk
         logits = forward(network, fit(params), batch_stats, images, run.placement)
         right = logits.argmax(-1) == self._labels
-        recalls = [right[self._labels == k].mean() for k in np.unique(self._labels)]
-        score = float(np.mean(recalls))
+        score = balanced_accuracy(logits.argmax(-1), self._labels)
         run.services.records.write(
             job.name, "validation", step, balanced_accuracy=score, top1=float(right.mean()), images=len(right)
         )

@@ -73,6 +73,12 @@ def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = 
     }
 
 
+def balanced_accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
+    """The mean recall of the classes that `label` (N,) has, of a `prediction` (N,) each."""
+    right = prediction == label
+    return float(np.mean([right[label == k].mean() for k in np.unique(label)]))
+
+
 def to_json(metrics: Mapping[str, Any]) -> str:
     """The file's text: equal metrics give equal bytes; no NaN or infinity can get in."""
     return json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
