@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmnet_jax.data import framing
-from rcmnet_jax.data.appearance import Appearance, colours, describe, summarise
+from rcmnet_jax.data.appearance import Appearance, colours, density_factors, describe, summarise
 from rcmnet_jax.data.cellfinder import find
 from rcmnet_jax.data.images import ImageRule, standardise
 
@@ -178,6 +178,25 @@ def test_a_square_beyond_the_image_is_filled_with_the_ground():
     made = framing.cut(image, (47.5, 47.5), 192, ImageRule(64), [1, 2, 3])
     np.testing.assert_array_equal(made[:15, :15], np.broadcast_to([1, 2, 3], (15, 15, 3)))
     np.testing.assert_array_equal(made[18:46, 18:46], standardise(image, ImageRule(32))[2:-2, 2:-2])
+
+
+def test_a_square_of_gigabytes_is_cut_from_a_smaller_image(monkeypatch):
+    image = smear(side=400)
+    whole = framing.cut(image, (199.5, 199.5), 900, ImageRule(64), [200, 200, 200])
+    monkeypatch.setattr(framing, "LARGEST", 300)
+    laid = []
+    monkeypatch.setattr(np, "empty", lambda shape, *more: laid.append(shape) or np.zeros(shape, *more))
+    small = framing.cut(image, (199.5, 199.5), 900, ImageRule(64), [200, 200, 200])
+    assert max(laid[0][:2]) <= 301
+    assert np.abs(whole.astype(int) - small).mean() < 3
+
+
+def test_colours_that_cannot_be_told_are_not_said_to_be_infinite(source):
+    dark = Appearance(**{**vars(source), "nucleus": (0.5, -0.2, 0.0)})
+    factors = density_factors(source, dark)
+    assert np.isfinite(factors).all()
+    assert (factors > 0).all()
+    assert factors.max() == 3
 
 
 @pytest.mark.parametrize("kind", ["basophil", "erythroblast", "neutrophil", "platelet"])

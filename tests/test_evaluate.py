@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rcmnet_jax.__main__ import parser
 from rcmnet_jax.errors import UserError
@@ -52,6 +53,10 @@ def test_evaluating_refuses_before_it_writes(tmp_path):
     write_table(example(classes=("x", "y")), tmp_path / "c.csv")
     with pytest.raises(UserError, match="same classes"):
         evaluate_tables([tmp_path / "a.csv", tmp_path / "c.csv"], tmp_path / "out")
+    (tmp_path / "images/blast").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "images/blast/elsewhere.png")
+    with pytest.raises(UserError, match=r"has none of the table's images; .* the data 'blast/elsewhere\.png'"):
+        evaluate_tables([tmp_path / "a.csv"], tmp_path / "out", str(tmp_path / "images"))
     assert not (tmp_path / "out").exists()
 
 

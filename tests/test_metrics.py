@@ -1,5 +1,6 @@
 """Metrics agree with scikit-learn, and their intervals hold what they promise."""
 
+import dataclasses
 import json
 import warnings
 
@@ -289,3 +290,40 @@ def test_a_class_in_one_group_has_the_spread_of_its_images():
     limits = [special.expit(special.logit(0.9) + sign * step) for sign in (-1, 1)]
     np.testing.assert_allclose([entry["low"], entry["high"]], limits, rtol=1e-6)
     assert any("the intervals take these images as if each were a group" in line for line in compute(table)["warnings"])
+
+
+def labelled(right, confidence, *, seed=0, group=None, classes=("a", "b"), truth=None):
+    """A table of two classes whose rows are right or not, at the confidence given."""
+    right, n = np.asarray(right), len(right)
+    truth = np.arange(n) % 2 if truth is None else np.asarray(truth)
+    said = np.where(right, truth, 1 - truth)
+    p = np.full((n, 2), 1 - np.broadcast_to(confidence, n)[:, None])
+    p[np.arange(n), said] = confidence
+    label = [classes[k] for k in truth]
+    return make_table([f"{i}.png" for i in range(n)], p, classes, label=label, group=group, seed=seed)
+
+
+@pytest.mark.parametrize(("accuracy", "n"), [(0.97, 60), (0.99, 200)])
+def test_where_every_image_is_right_the_intervals_allow_for_errors_to_come(accuracy, n):
+    """A model of this accuracy often has none in so few; what it states says nothing of the truth then."""
+    stated = np.random.default_rng(0).uniform(0.985, 0.999, n)
+    found = compute(labelled(np.ones(n, bool), stated))
+    wrong = np.array([(1 - accuracy) * (-np.log(1 - s)) + accuracy * -np.log(s) for s in stated]).mean()
+    assert found["nll"]["low"] <= found["nll"]["value"] < wrong < found["nll"]["high"]
+    assert found["ece"]["low"] <= stated.mean() - accuracy <= found["ece"]["high"]
+    assert found["brier"]["high"] > 2 * (1 - accuracy)
+
+
+def test_limits_of_perfect_groups_hold_their_value():
+    found = compute(labelled(np.ones(40, bool), 0.9, group=[f"g{i % 4}" for i in range(40)]))
+    for part in found["per_group"]:
+        assert part["top1"]["low"] <= part["top1"]["value"] <= part["top1"]["high"], part
+
+
+def test_support_counts_the_images_of_all_seeds():
+    one, two = labelled(np.ones(10, bool), 0.9), labelled(np.ones(6, bool), 0.9, seed=1)
+    two = dataclasses.replace(two, path=np.array([f"other{i}.png" for i in range(6)]))
+    found = compute(join([one, two]))
+    assert (found["n"], [found["per_class"][name]["support"] for name in "ab"]) == (16, [8, 8])
+    again = compute(join([one, labelled(np.ones(10, bool), 0.9, seed=1)]))
+    assert [again["per_class"][name]["support"] for name in "ab"] == [5, 5]

@@ -103,6 +103,7 @@ def on_donors(t, arms):
     limits = {donor: wilson(t.right[t.group == donor]) for donor in donors}
     low, high = min(donors, key=lambda d: limits[d][1]), max(donors, key=lambda d: limits[d][0])
     told = [number for d in (low, high) for number in (t.right[t.group == d].mean(), (t.group == d).sum())]
+    apart = limits[low][1] < limits[high][0]
     parts = [t.right[t.group == donor].mean() for donor in donors]
     forest = "; ".join(f"{name} # (# to #)" for name in arms)
     given = [limits_of(real(name), "balanced_accuracy") for name in arms]
@@ -114,7 +115,12 @@ def on_donors(t, arms):
         ),
         ("# images of # groups. Each value with its #% interval.", [n, len(donors), 95]),
         ("Only # groups: the t intervals over groups are wide and rough. Read the values per group.", [len(donors)]),
-        (f"Groups differ: {low} has top-1 # of # images, {high} # of #.", told),
+        (f"Groups differ: {low} has top-1 # of # images, {high} # of #.", told)
+        if apart
+        else (
+            "Top-1 of the # groups is # to #; no two have Wilson intervals that lie apart.",
+            [len(donors), min(parts), max(parts)],
+        ),
         (f"Balanced accuracy of each arm: {forest}.", np.ravel(given)),
     ]
     for key in ("groups", "folds"):  # here every donor is a fold

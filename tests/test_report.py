@@ -9,9 +9,10 @@ import pytest
 
 from rcmnet_jax.evaluation.compare import compare
 from rcmnet_jax.evaluation.metrics import compute
-from rcmnet_jax.evaluation.tables import make_table
-from rcmnet_jax.report import DataFacts, ReportInputs, render
+from rcmnet_jax.evaluation.tables import join, make_table
+from rcmnet_jax.report import DataFacts, ReportInputs, render, sentences
 from rcmnet_jax.report.inputs import Embedding
+from rcmnet_jax.report.plots import parts_plot
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -269,3 +270,50 @@ def test_three_thousand_images_stay_under_five_megabytes():
     noisy = dict.fromkeys(("heat", "attention"), noise)
     inputs = dataclasses.replace(rich(table), images=lambda _: noise, explain=lambda rows: [noisy] * len(rows))
     assert len(render(inputs).encode()) < 5_000_000
+
+
+def told(right, confidence=0.9, *, group=None, truth=None, seed=0):
+    """What a report says of images of two classes that are right or not."""
+    right = np.asarray(right)
+    truth = np.arange(len(right)) % 2 if truth is None else np.asarray(truth)
+    p = np.full((len(right), 2), 1 - np.broadcast_to(confidence, len(right))[:, None])
+    p[np.arange(len(right)), np.where(right, truth, 1 - truth)] = confidence
+    names = [("a", "b")[k] for k in truth]
+    paths = [f"{i}.png" for i in range(len(right))]
+    return make_table(paths, p, ("a", "b"), label=names, group=group, seed=seed)
+
+
+def test_groups_are_said_to_differ_only_where_chance_does_not_part_them():
+    few = told([True] * 90 + [False] * 10 + [True] * 4 + [False], group=["A"] * 100 + ["B"] * 5)
+    assert "Top-1 of the 2 groups is 80.0% to 90.0%; no two have" in " ".join(sentences.fails(compute(few)))
+    apart = told([True] * 95 + [False] * 105, group=["A"] * 100 + ["B"] * 100)
+    assert "Groups differ: B has top-1 0.0% of 100 images, A 95.0% of 100." in sentences.fails(compute(apart))
+
+
+def test_confidences_that_are_off_both_ways_are_not_said_to_be_off_one_way():
+    right = np.tile([True] * 9 + [False] + [True] * 7 + [False] * 3, 20)
+    mixed = told(right, np.tile([0.6] * 10 + [0.999] * 10, 20))
+    assert sentences.confidence(compute(mixed))[0].startswith("Confidences are off both ways")
+    sure = told(np.tile([True] * 7 + [False] * 3, 40), 0.97)
+    assert sentences.confidence(compute(sure))[0].startswith("The model is too sure of itself")
+
+
+def test_one_class_leaves_nothing_to_guess():
+    metrics = compute(told([True] * 8 + [False] * 2, truth=np.zeros(10, int)))
+    assert sentences.chance_level(metrics) is None
+    assert "guessing" not in sentences.certainty(metrics)[0]
+    assert sentences.chance_level(compute(told([True] * 10))) == 0.5
+
+
+def test_a_class_that_one_of_the_seeds_lacks_is_no_weakest_class():
+    one = told([True, False] * 10)
+    two = told([True] * 9 + [False], truth=np.zeros(10, int), seed=1)
+    said = " ".join(sentences.fails(compute(join([one, two]))))
+    assert "Weakest class: a" in said
+
+
+def test_more_groups_than_can_be_seen_do_not_make_the_page_larger():
+    many = told(np.ones(3000, bool) & (np.arange(3000) % 7 > 0), group=[f"g{i // 2}" for i in range(3000)])
+    drawing = parts_plot(compute(many)["per_group"], "group", compute(many)["top1"])
+    assert "of which 500 are drawn" in drawing.alt
+    assert len(drawing.svg) < 400_000

@@ -86,6 +86,7 @@ GOOD = {"path": "a.png", "label": "x", "prediction": "x", "confidence": "0.9", "
         ({"prediction": "z"}, "field 'prediction'"),
         ({"prediction": "y"}, "field 'prediction': 'y', but p_x is higher"),
         ({"confidence": "2"}, "field 'confidence'"),
+        ({"confidence": "0.6"}, "field 'confidence': 0.6, but p_x is 0.9"),
         ({"path": ""}, "field 'path': empty"),
         ({"split": "tset"}, "field 'split': 'tset'"),
         ({"seed": "-1"}, "field 'seed'"),

@@ -144,6 +144,13 @@ class ColourMap:
         return made
 
 
+def density_factors(source: Appearance, found: Appearance) -> Floats:
+    """(3,) what the optical density of each channel is multiplied by, so that nuclei become the source's."""
+    wanted, known = np.array(source.nucleus, np.float64), np.array(found.nucleus, np.float64)
+    factors: Floats = np.clip(wanted / np.maximum(known, 1e-3), 1 / _STRONGEST, _STRONGEST)
+    return factors
+
+
 def colours(source: Appearance, found: Appearance) -> ColourMap:
     """The map that makes the found set's background, nuclei and red cells those of the source, in their medians.
 
@@ -151,8 +158,7 @@ def colours(source: Appearance, found: Appearance) -> ColourMap:
     then the nearest that takes these along, by a ridge regression, since both stains lie within 20 degrees.
     """
     wanted, known = (np.array([a.nucleus, a.red], np.float64) for a in (source, found))
-    limits = 1 / _STRONGEST, _STRONGEST
-    matrix: Floats = np.diag(np.clip(wanted[0] / np.maximum(known[0], 1e-3), *limits))
+    matrix: Floats = np.diag(density_factors(source, found))
     if np.isfinite([wanted, known]).all():
         length = np.linalg.norm(known, axis=1, keepdims=True)  # a red cell's density is a fifth of a nucleus'
         rows = known / length

@@ -17,6 +17,7 @@ from rcmnet_jax.data.images import RESAMPLE, ImageRule, Pixels, standardise
 Floats = npt.NDArray[np.float64]
 
 TOLERANCE = 0.1  # of the scale's logarithm: another mix of classes moves the median nucleus as far
+LARGEST = 8000  # pixels a side that are laid out at once: 64 million in all, as for padding
 STRAY = 0.15  # share of cells outside the source's middle from which on images are centred; the source has 0.05
 
 
@@ -30,6 +31,7 @@ class Framing:
     sides: Floats  # (N,) pixels of the image
     reach: float  # in sides: cells within it of the middle stay where they are
     left: float = 0.0  # of the scale's logarithm, what the ratio leaves on purpose
+    found: bool = True  # whether cells enough were found to judge by
 
     @property
     def moves(self) -> bool:
@@ -57,7 +59,7 @@ def plan(
         ruler, units = "pixels", np.full(len(frames), float(np.median(frames)))
     found = summarise(cells, sizes, units)
     if found is None:
-        return Framing(1.0, "frame", False, frames, source.offset)
+        return Framing(1.0, "frame", False, frames, source.offset, found=False)
     shift = math.log(found.diameter / source.diameter)
     kept = _surely(shift, source, found)
     ratio = math.exp(kept)
@@ -86,6 +88,10 @@ def shown(image: Pixels, cell: Cell, side: float, framing: Framing, rule: ImageR
 
 def cut(image: Pixels, middle: tuple[float, float], side: float, rule: ImageRule, ground: npt.ArrayLike) -> Pixels:
     """The square of `side` pixels around a middle (row, column) as (S, S, 3); the ground's colour beyond the image."""
+    if side > LARGEST:  # a canvas of that size would take gigabytes, and shows no more
+        factor = math.ceil(side / LARGEST)
+        image = np.asarray(Image.fromarray(image).reduce(factor))
+        middle, side = ((middle[0] + 0.5) / factor - 0.5, (middle[1] + 0.5) / factor - 0.5), side / factor
     height, width = image.shape[:2]
     top, left = middle[0] + 0.5 - side / 2, middle[1] + 0.5 - side / 2
     first = max(0, math.floor(top)), max(0, math.floor(left))

@@ -154,6 +154,8 @@ def _told(taken: Framing, source: Appearance, dark: int) -> tuple[dict[str, Any]
     facts = {"ratio": taken.ratio, "ruler": taken.ruler, "centred": taken.centred, "source_nucleus": source.diameter}
     facts["dark_surround"] = dark
     painted = f" In {dark} the dark around the field of view has the field's colour." if dark else ""
+    if not taken.found:
+        return facts, f"Hardly a cell was found: scale and place stay as they are.{painted}"
     if not taken.moves:
         return facts, f"Cells are about as large and as central in their images as in training.{painted}"
     size = f"Cells are {taken.ratio:.2f} times as large in their images as in training"
@@ -165,7 +167,7 @@ def _colour_sentence(source: Appearance, found: Appearance) -> str:
     def rgb(colour: Sequence[float]) -> str:
         return " ".join(f"{x:.0f}" for x in colour)
 
-    factors = np.array(source.nucleus) / np.array(found.nucleus)
+    factors = appearance.density_factors(source, found)
     return (
         f"The empty field is RGB {rgb(found.background)}, in training {rgb(source.background)}; nuclei take "
         f"{' '.join(f'{x:.2f}' for x in factors)} times their optical density in red, green and blue."

@@ -224,6 +224,8 @@ def _without_spread(shift: _Shift, units: Units) -> dict[str, Any]:
     for_it, against = int((more > 0).sum()), int((more < 0).sum())
     p = float(stats.binomtest(for_it, for_it + against).pvalue) if for_it > against else 1.0
     (low, high), method = without_variance(units, shift.value, "signed")
+    if low <= 0 <= high and p < LEVEL:  # the test counts units, the limits bound what none has shown: both must speak
+        p, method = LEVEL, f"{method}, which hold 0: so p is no less than {LEVEL:g}"
     return {"difference": shift.value, "low": low, "high": high, "p": p, "method": f"sign test; {method}"}
 
 
@@ -249,7 +251,7 @@ def _ratios(pull: Floats, rng: np.random.Generator, error: float) -> Floats:
 def _warnings(dropped: Mapping[str, int], units: Units, groups: set[str]) -> list[str]:
     lost = {name: n for name, n in dropped.items() if n}
     said = [f"{name}: {n} rows left out, which another table lacks or has unlabelled." for name, n in lost.items()]
-    if 1 < len(groups) < FEW_GROUPS:
+    if len(groups) > 1 and units.count < FEW_GROUPS:
         said.append(f"Only {len(groups)} groups: hardly any difference can be shown.")
     if not units.grouped:
         said.append("No groups are used: if images share patients or smears, differences look surer than they are.")

@@ -91,7 +91,7 @@ def wilson(value: float, n: float) -> tuple[float, float]:
     """Wilson's 95% score interval (1927) of a proportion of n."""
     centre = (value + _Z * _Z / (2 * n)) / (1 + _Z * _Z / n)
     half = _Z / (1 + _Z * _Z / n) * math.sqrt(value * (1 - value) / n + _Z * _Z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(centre - half, value)), min(1.0, max(centre + half, value))
 
 
 def _unseen(n: Any) -> Any:

@@ -11,7 +11,15 @@ import numpy as np
 from rcmnet_jax.errors import UserError
 from rcmnet_jax.evaluation import influence, reliability
 from rcmnet_jax.evaluation.influence import Outcome, Statistic
-from rcmnet_jax.evaluation.intervals import FEW_GROUPS, Units, interval, make_units, proportion, wilson
+from rcmnet_jax.evaluation.intervals import (
+    FEW_GROUPS,
+    Units,
+    interval,
+    make_units,
+    proportion,
+    wilson,
+    without_variance,
+)
 from rcmnet_jax.evaluation.table import Table
 
 # Heavy tails of single images, as of a few wrong answers, leave few degrees of freedom for the variance. On the logit
@@ -62,7 +70,7 @@ def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = 
         "mcc": _macro(units, outcomes, influence.mcc, "signed", by_class=False),
         "classwise_ece": reliability.classwise_ece(units, outcomes, seed=seed),
         "calibration": _calibration(outcomes),
-        "per_class": {name: _per_class(units, outcomes, k) for k, name in enumerate(table.classes)},
+        "per_class": {name: _per_class(labelled, units, outcomes, k) for k, name in enumerate(table.classes)},
         "confusion": influence.confusion(truth[order], prediction, len(table.classes)).tolist(),
         "per_seed": _per_seed(labelled, units, outcomes),
         "per_fold": _per_part(labelled, "fold") if (labelled.fold >= 0).any() else [],
@@ -106,8 +114,24 @@ def _outcomes(table: Table, units: Units) -> list[Outcome]:
     return [rows.select(seed) for seed in units.seeds]
 
 
+def _allowing_for_unseen(units: Units, outcomes: list[Outcome], entry: dict[str, Any], scale: str) -> dict[str, Any]:
+    """An interval that allows for what none of the images shows, where all are right or all are wrong.
+
+    The spread of the probabilities alone is then next to nothing, and says nothing of the errors to come.
+    """
+    right = np.concatenate([rows.truth == rows.prediction for rows in outcomes])
+    if entry["value"] is None or 0 < right.mean() < 1:
+        return entry
+    (low, high), method = without_variance(units, entry["value"], scale)
+    limits = {"low": min(low, entry["low"]), "high": max(high, entry["high"])}
+    return {**entry, **limits, "method": f"{entry['method']}; at least {method}"}
+
+
 def _headlines(units: Units, outcomes: list[Outcome], seed: int) -> dict[str, Any]:
     brier = _macro(units, outcomes, influence.brier, "positive", by_class=False)
+    brier = _allowing_for_unseen(units, outcomes, brier, "positive")
+    nll = _macro(units, outcomes, influence.nll, "positive", by_class=False)
+    ece = reliability.expected_calibration_error(units, outcomes, seed=seed)
     if brier["high"] is not None:
         brier["high"] = max(min(brier["high"], 2.0), brier["value"])
     return {
@@ -115,9 +139,9 @@ def _headlines(units: Units, outcomes: list[Outcome], seed: int) -> dict[str, An
         "balanced_accuracy": _macro(units, outcomes, influence.balanced_accuracy, tails=TAILS["balanced_accuracy"]),
         "macro_f1": _macro(units, outcomes, influence.macro_f1, tails=TAILS["macro_f1"]),
         "auroc": _macro(units, outcomes, influence.macro_auroc),
-        "nll": _macro(units, outcomes, influence.nll, "positive", by_class=False),
+        "nll": _allowing_for_unseen(units, outcomes, nll, "positive"),
         "brier": brier,
-        "ece": reliability.expected_calibration_error(units, outcomes, seed=seed),
+        "ece": _allowing_for_unseen(units, outcomes, ece, "unit"),
     }
 
 
@@ -133,10 +157,10 @@ def _macro(
     return interval(units, [metric(rows) for rows in outcomes], scale=scale, by_class=by_class, tails=tails)
 
 
-def _per_class(units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
+def _per_class(table: Table, units: Units, outcomes: list[Outcome], k: int) -> dict[str, Any]:
     rates = [influence.rates(rows, k) for rows in outcomes]
     first = outcomes[0]
-    real, said = int((first.truth == k).sum()), int((first.prediction == k).sum())
+    real, said = len(set(table.path[units.truth == k].tolist())), int((first.prediction == k).sum())
     ours = int(units.per_class[k])
     called = np.zeros(len(units.unit), bool)
     for rows, outcome in zip(units.seeds, outcomes, strict=True):
@@ -236,7 +260,7 @@ def _warnings(table: Table, units: Units, groups: set[str]) -> list[str]:
     absent = [name for name in table.classes if not (table.label == name).any()]
     if absent:
         said.append(f"No image of {', '.join(absent)}: averages over classes leave them out.")
-    if 1 < len(groups) < FEW_GROUPS:
+    if len(groups) > 1 and units.count < FEW_GROUPS:
         said.append(
             f"Only {len(groups)} groups: the t intervals over groups are wide and rough. Read the values per group."
         )

@@ -114,6 +114,9 @@ class _Reader:
         for row in np.flatnonzero(chosen < p.max(1) - 1e-6)[:1]:
             best = self.classes[p[row].argmax()]
             self.fail(row, "prediction", f"'{prediction[row]}', but p_{best} is higher", "Check the columns' order")
+        for row in np.flatnonzero(np.abs(confidence - chosen) > SUM_TOLERANCE)[:1]:
+            said = f"{confidence[row]:.6g}, but p_{prediction[row]} is {chosen[row]:.6g}"
+            self.fail(row, "confidence", said, "Give the prediction's probability, or leave the column out")
         table = Table(
             path=self.text("path", needed=True),
             sha256=self.text("sha256"),

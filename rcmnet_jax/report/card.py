@@ -159,7 +159,7 @@ def _evaluated(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _partitions(metrics: Mapping[str, Any]) -> list[str]:
-    folds = len(metrics["per_fold"])
+    folds = sentences.fold_count(metrics)
     lines = (
         [f"{folds} folds, each predicted by a model that had not seen it."] if sentences.out_of_fold(metrics) else []
     )

@@ -46,7 +46,7 @@ def evaluate_tables(
         metrics=metrics[0],
         title=f"Evaluation of {names[0]}",
         arms=dict(zip(names, metrics, strict=True)),
-        images=_reader(images),
+        images=_reader(images, tables[0]),
         comparison=comparison,
         provenance={"Tables": facts},
     )
@@ -84,7 +84,7 @@ def _names(paths: list[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _reader(images: str | ImageReader | None) -> ImageReader | None:
+def _reader(images: str | ImageReader | None, table: Table) -> ImageReader | None:
     if images is None or callable(images):
         return images
     from rcmnet_jax.data.images import ImageError, decode
@@ -92,6 +92,11 @@ def _reader(images: str | ImageReader | None) -> ImageReader | None:
 
     source = open_source(images, labelled=False)
     items = {item.path: item for item in source.items}
+    if items and not items.keys() & set(table.path.tolist()):
+        raise UserError(
+            f"--images={images}: has none of the table's images; the table names '{table.path[0]}', the data "
+            f"'{next(iter(items))}'. Give the data that the table's paths are relative to."
+        )
 
     def read(path: str) -> NDArray[np.uint8] | None:
         try:

@@ -87,7 +87,6 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
     css = jinja.get_template("report.css").render(light=drawing.LIGHT, dark=drawing.DARK)
     name, main = sentences.headline(metrics)
     wrong, right = examples(inputs)
-    present = sum(c["support"] > 0 for c in metrics["per_class"].values())
     synthetic = inputs.synthetic or any(facts.synthetic for facts in inputs.data)
     text: str = jinja.get_template("report.html").render(
         title=inputs.title,
@@ -99,7 +98,7 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
         trained=sentences.trained(inputs, metrics),
         headline=main,
         headline_name=name,
-        chance=1 / max(present, 1),
+        chance=sentences.chance_level(metrics),
         certainty=sentences.certainty(metrics),
         fails=sentences.fails(metrics),
         doubts=list(inputs.doubts),

@@ -14,6 +14,7 @@ from rcmnet_jax.report.figures import Figure, canvas, dash, faint, figure, ink, 
 from rcmnet_jax.report.inputs import Embedding
 
 POINTS = 160  # of a curve: more cannot be seen
+PARTS = 500  # groups or folds, each with a line of its own
 DOTS = 1500  # of the map of features
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")  # of the classes: colour is never the only mark
 CURVES = 8  # classes drawn one by one; beyond it, those with the lowest area
@@ -60,7 +61,7 @@ def reliability_plot(metrics: Mapping[str, Any], table: Table) -> Figure:
                 places = [[b[key] for b in others] for key in ("confidence", "accuracy")]
                 top.plot(*places, "s", linestyle=dash(2), color=series(1), markersize=4, label=name)
                 said += f". {name.capitalize()}: {_stated(others)}"
-        start = max(0.0, min(*stated, *seen) - 0.1)
+        start = max(0.0, min(*stated, *seen, float(table.confidence.min())) - 0.05)
         top.set(xlim=(start, 1.01), ylim=(start, 1.02), ylabel="share right", title="Are stated confidences true?")
         top.legend(loc="upper left")
         bottom.hist(table.confidence, bins=np.linspace(start, 1, 30).tolist(), color=series(0), alpha=0.7)
@@ -128,6 +129,11 @@ def parts_plot(parts: Sequence[Mapping[str, Any]], key: str, overall: Mapping[st
     if len(parts) < 2:
         return None
     ordered = sorted(parts, key=lambda part: float(part["top1"]["value"]))
+    worst, best = ordered[0]["top1"]["value"], ordered[-1]["top1"]["value"]
+    drawn = f"{len(ordered)} {key}s,"
+    if len(ordered) > PARTS:
+        ordered = [ordered[place] for place in _thin(len(ordered), PARTS)]
+        drawn += f" of which {len(ordered)} are drawn,"
     with canvas(7.2, 3.0) as (drawing, axes):
         ax = axes[0, 0]
         places = np.arange(len(ordered))
@@ -143,8 +149,7 @@ def parts_plot(parts: Sequence[Mapping[str, Any]], key: str, overall: Mapping[st
         ax.set(ylabel="top-1, %", xlabel=f"each {key}, worst first")
         ax.grid(visible=False, axis="x")
         ax.legend(loc="lower right")
-        worst, best = ordered[0]["top1"]["value"], ordered[-1]["top1"]["value"]
-        alt = f"Top-1 of {len(ordered)} {key}s, from {worst:.1%} to {best:.1%}; all images {overall['value']:.1%}."
+        alt = f"Top-1 of {drawn} from {worst:.1%} to {best:.1%}; all images {overall['value']:.1%}."
         return figure(drawing, f"per_{key}", alt, f"Top-1 of each {key} with its Wilson interval.")
 
 
@@ -237,8 +242,8 @@ def _fold_name(part: Mapping[str, Any]) -> str:
     return f"{part['fold']}" if part["seed"] < 0 else f"{part['seed']}/{part['fold']}"
 
 
-def _thin(n: int) -> list[int]:
-    return sorted(set(np.linspace(0, n - 1, min(n, POINTS)).astype(int).tolist()))
+def _thin(n: int, most: int = POINTS) -> list[int]:
+    return sorted(set(np.linspace(0, n - 1, min(n, most)).astype(int).tolist()))
 
 
 def _rates(scores: Floats, real: Any) -> tuple[Floats, Floats, Floats]:

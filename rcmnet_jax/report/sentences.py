@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def trained(inputs: ReportInputs, metrics: Metrics) -> list[str]:
     if not inputs.data and not inputs.trained:
         lines.append("A predictions table alone was given; what the model was trained on is not stated in it.")
     groups = f" of {metrics['groups']} groups" if metrics["groups"] else ""
-    held = f", each predicted by a model that never saw it ({len(metrics['per_fold'])} folds)"
+    held = f", each predicted by a model that never saw it ({fold_count(metrics)} folds)"
     held = held if out_of_fold(metrics) else ""
     if "train" in metrics["splits"]:
         held = ", some of which the model was trained on"
@@ -56,13 +56,25 @@ def _set(facts: DataFacts) -> str:
     return f"{facts.role.capitalize()}: {kind}{facts.name}, {facts.images} images{groups}."
 
 
+def chance_level(metrics: Metrics) -> float | None:
+    """The balanced accuracy of a guess among the classes that are there; None where there is but one."""
+    present = sum(c["support"] > 0 for c in metrics["per_class"].values())
+    return 1 / present if present > 1 else None
+
+
+def fold_count(metrics: Metrics) -> int:
+    """Into how many folds each seed parts the images."""
+    return len({part["fold"] for part in metrics["per_fold"]})
+
+
 def certainty(metrics: Metrics) -> list[str]:
     """How good, with what certainty."""
     lines = []
     _, main = headline(metrics)
-    chance = 1 / max(sum(c["support"] > 0 for c in metrics["per_class"].values()), 1)
     if main["value"] is not None:
-        lines.append(f"{limits(main).capitalize()}; guessing gives {number(chance)}.")
+        chance = chance_level(metrics)
+        guess = "one class alone is there to be told" if chance is None else f"guessing gives {number(chance)}"
+        lines.append(f"{limits(main).capitalize()}; {guess}.")
     top = metrics["top1"]
     lines.append(f"Top-1 accuracy {number(top['value'])} ({number(top['low'])} to {number(top['high'])}).")
     if metrics["auroc"]["value"] is not None:
@@ -78,6 +90,11 @@ def confidence(metrics: Metrics) -> list[str]:
     gap = stated - metrics["top1"]["value"]
     if ece["low"] == 0:
         first = f"Confidences are as good as chance lets one tell: calibration error {number(ece['value'])}"
+    elif abs(gap) < ece["value"] / 2:
+        first = (
+            "Confidences are off both ways, too sure at some and too modest at others: the model states "
+            f"{number(stated)} on average; calibration error {number(ece['value'])}"
+        )
     else:
         way = "too sure of itself" if gap > 0 else "too modest"
         first = f"The model is {way}: it states {number(stated)} on average; calibration error {number(ece['value'])}"
@@ -126,10 +143,12 @@ def fails(metrics: Metrics) -> list[str]:
     if not errors:
         return [f"No error among {cells.sum()} predictions; at such counts the interval tells more than the value."]
     lines = []
-    rated = [(c["sensitivity"]["value"], n, c) for n, c in metrics["per_class"].items() if c["support"]]
-    worst, name, values = min(rated, key=lambda item: (item[0], item[1]))
-    told = f"{number(values['sensitivity']['low'])} to {number(values['sensitivity']['high'])}"
-    lines.append(f"Weakest class: {name}, sensitivity {number(worst)} ({told}) on {values['support']} images.")
+    # A class that one of several seeds lacks has no value.
+    rated = [(v, name, c) for name, c in metrics["per_class"].items() if (v := c["sensitivity"]["value"]) is not None]
+    if rated:
+        worst, name, values = min(rated, key=lambda item: (item[0], item[1]))
+        told = f"{number(values['sensitivity']['low'])} to {number(values['sensitivity']['high'])}"
+        lines.append(f"Weakest class: {name}, sensitivity {number(worst)} ({told}) on {values['support']} images.")
     off = cells - np.diag(np.diag(cells))
     for place in np.argsort(-off, axis=None, kind="stable")[:3]:
         row, column = divmod(int(place), len(cells))
@@ -138,13 +157,24 @@ def fails(metrics: Metrics) -> list[str]:
             real, said = metrics["classes"][row], metrics["classes"][column]
             lines.append(f"{off[row, column]} × {real} taken for {said} ({number(share)} of {real}).")
     if len(metrics["per_group"]) > 1:
-        low = min(metrics["per_group"], key=lambda part: (part["top1"]["high"], part["group"]))
-        high = max(metrics["per_group"], key=lambda part: (part["top1"]["low"], part["group"]))
-        lines.append(
+        lines.append(_groups(metrics["per_group"]))
+    return lines
+
+
+def _groups(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The groups that lie farthest apart beyond chance, else the range over all."""
+    low = min(parts, key=lambda part: (part["top1"]["high"], part["group"]))
+    high = max(parts, key=lambda part: (part["top1"]["low"], part["group"]))
+    if low["top1"]["high"] < high["top1"]["low"]:
+        return (
             f"Groups differ: {low['group']} has top-1 {number(low['top1']['value'])} of {low['n']} images, "
             f"{high['group']} {number(high['top1']['value'])} of {high['n']}."
         )
-    return lines
+    values = [part["top1"]["value"] for part in parts]
+    return (
+        f"Top-1 of the {len(parts)} groups is {number(min(values))} to {number(max(values))}; no two have Wilson "
+        "intervals that lie apart."
+    )
 
 
 def p_value(p: float | None) -> str:
