@@ -94,6 +94,7 @@ def main(words: Sequence[str] | None = None) -> None:
         each = [score.balanced_accuracy for score in found]
         nll = float(np.mean([score.nll for score in found]))
         took = time.perf_counter() - start
+        print(f"   {np.mean(each):.3f}, NLL {nll:.3f}", flush=True)  # an hour may pass before the table
         rows.append([str(number), f"{np.mean(each):.3f}", " ".join(f"{v:.3f}" for v in each), f"{nll:.3f}",
                      f"{took:.0f}"])  # fmt: skip
         facts[text] = {"balanced_accuracy": each, "nll": nll, "seconds": took}
