@@ -72,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("bundle", type=Path, metavar="BUNDLE", help="the new folder")
     convert.add_argument("--model", required=True, metavar="NAME", help="one of `models`")
     convert.add_argument("--classes", metavar="A,B,...", help="names; as many as the file's head has, and it is kept")
-    convert.add_argument("--size", type=int, default=224, metavar="PIXELS", help="side of the images (default 224)")
+    convert.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the images (default: an export's, else 224)"
+    )
     convert.add_argument("--allow-missing", action="store_true", help="leave what the file lacks as initialised")
     convert.add_argument("--verify", metavar="DATA", help="compare with plain PyTorch on these images")
 

@@ -35,7 +35,7 @@ def convert(
     name: str,
     *,
     classes: tuple[str, ...] | None = None,
-    size: int = 224,
+    size: int | None = None,
     allow_missing: bool = False,
     verify: str | None = None,
 ) -> Bundle:
@@ -45,7 +45,7 @@ def convert(
       weights: the file; 'imagenet' for torchvision's of the model's body.
       classes: the names; without them class_0, class_1, ... as many as the file's head has. The file's head is taken
         where it has as many classes, else the head stays as initialised.
-      size: side of the images that the bundle takes, pixels.
+      size: side of the images that the bundle takes, pixels; without it as an export of ours says, else 224.
       allow_missing: whether leaves that the file lacks may stay as initialised (seed 0).
       verify: images to compare the result on with the same network in plain PyTorch; needs PyTorch.
 
@@ -53,6 +53,8 @@ def convert(
       UserError: weights or arguments that cannot be used; `output` is there already.
       GuardError: plain PyTorch answers otherwise; nothing is written.
     """
+    if size is None:
+        size = _described_size(weights)
     _check(output, name, size, verify)
     console = Console()
     if str(weights) == published.WORD:
@@ -116,16 +118,32 @@ def _config(weights: Path, state: State, name: str) -> ModelConfig:
     told = described(weights).get("model", {})
     if told.get("name") == name:
         return from_dict(told, ModelConfig, "architecture.json: model")
+    if name.startswith("vit") and (other := _OTHER_VITS.get(_channels(state))):
+        raise UserError(f"{weights}: has {_channels(state)} channels, as {other}, whose heads are not ViT-S/16's 6.")
     return ModelConfig(name=name, width=_width(state, name))
+
+
+def _described_size(weights: Path) -> int:
+    """The side of the images that an export of ours was trained on, else the published networks'."""
+    height, width = described(weights).get("image_size", (224, 224))
+    if height != width:
+        raise UserError(f"{weights}: its network takes images of {height} x {width} pixels. Give the side as --size.")
+    return int(height)
+
+
+# Published with other numbers of heads, which no shape in a file tells.
+_OTHER_VITS = {192: "ViT-Ti", 768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
+
+
+def _channels(state: State) -> int:
+    """Those of the stem, 0 where the file has none."""
+    found = state.get("patch_embed.proj.weight", state.get("conv1.weight"))
+    return 0 if found is None else int(found.shape[0])
 
 
 def _width(state: State, name: str) -> int:
     """The stem's width, by the file; the published one where it does not say."""
-    if name.startswith("vit"):
-        found, share = state.get("patch_embed.proj.weight"), 6
-    else:
-        found, share = state.get("conv1.weight"), 1
-    width = 0 if found is None else found.shape[0] // share
+    width = _channels(state) // (6 if name.startswith("vit") else 1)
     return width if width >= 8 and width % 8 == 0 and width <= 512 else ModelConfig.width
 
 

@@ -16,7 +16,7 @@ from rcmnet_jax.data.prepare import PreparedSet
 from rcmnet_jax.evaluation import features, ood
 from rcmnet_jax.evaluation.metrics import compute, to_json
 from rcmnet_jax.evaluation.tables import Table, make_table, write_table
-from rcmnet_jax.files import recover_folders, write_atomic
+from rcmnet_jax.files import recover_folders, remove, write_atomic
 from rcmnet_jax.settings import config_hash
 from rcmnet_jax.training.sharding import Placement, barrier, is_main_process, main_process_value
 from rcmnet_jax.training_job import Job, Run, Trained
@@ -60,6 +60,7 @@ def write_bundle(job: Job, trained: Trained, ratios: np.ndarray | None = None) -
         looks = appearance.describe(data.images(ood.evenly(job.rows, appearance.MAX_APPEARANCE_IMAGES)))
         known = {"ood": facts, "appearance": looks and looks.to_dict()}
         made = dataclasses.replace(made, calibration={key: value for key, value in known.items() if value})
+        remove(job.folder_of / "metrics.json")  # of an earlier bundle: it would mark this one as done with
         bundles.write(job.folder_of / "bundle", made)
     barrier(f"{job.name}/bundle")
 

@@ -73,7 +73,10 @@ class Search:
 
     def _score(self, fold: Fold, arm: str, folder: str, name: str) -> Score:
         path = self.run.workdir / folder / "score.json"
+        checkpoints = self.run.workdir / folder / "checkpoints"
         if main_process_value(path.exists()):
+            if is_main_process():
+                remove(checkpoints)  # a kill may have come before it
             return Score(**read_json(path))
         rows = np.setdiff1d(fold.train, fold.inner)
         job = jobs.make_job(self.run, self.pixels, folder, arm, rows, self.source, self.settings(name))
@@ -84,7 +87,7 @@ class Search:
             score = Score(-1.0, 0.0)
         if is_main_process():
             write_json(path, asdict(score))
-            remove(job.folder_of / "checkpoints")  # 100 MB for each, and only the score counts
+            remove(checkpoints)  # 100 MB for each, and only the score counts
         barrier(folder)
         return score
 

@@ -109,10 +109,20 @@ def test_an_export_of_ours_is_read_back_as_the_model_that_it_was(tmp_path):
     bundles.write(tmp_path / "b", Bundle(gated, ("a", "b", "c"), ImageRule(32), *gated.init(0), {}))
     (tmp_path / "e").mkdir()
     write_weights(bundles.load(tmp_path / "b"), tmp_path / "e")
-    made = convert(tmp_path / "e" / "model.safetensors", tmp_path / "again", "resnet18_cbam", size=32)
+    made = convert(tmp_path / "e" / "model.safetensors", tmp_path / "again", "resnet18_cbam")
     assert made.network.config == gated.config
+    assert (made.network.image_size, made.rule.size) == ((32, 32), 32)
     with pytest.raises(UserError, match=r"its model\.gate is 'identity', here it is 'auto'"):
         initial.load(str(tmp_path / "e" / "model.safetensors"), network("resnet18_cbam"), gated.init(1))
+
+
+def test_a_vision_transformer_with_other_heads_is_refused(tmp_path):
+    """ViT-Ti's 3 heads stand in no shape of its file: with ViT-S's 6 it would answer otherwise without a word."""
+    state = {"patch_embed.proj.weight": np.zeros((192, 3, 16, 16), np.float32), "head.weight": np.zeros((2, 192), "f4")}
+    save_file(state, tmp_path / "tiny.safetensors")
+    with pytest.raises(UserError, match="has 192 channels, as ViT-Ti, whose heads are not"):
+        convert(tmp_path / "tiny.safetensors", tmp_path / "made", "vit_s16", allow_missing=True)
+    assert not (tmp_path / "made").exists()
 
 
 def test_settings_of_parts_that_an_export_has_not_are_not_compared(tmp_path):

@@ -47,6 +47,14 @@ def test_the_last_checkpoint_is_on_disk_when_the_bundle_is(job):
     assert trained.store.steps() == [job.steps]
 
 
+def test_a_bundle_made_anew_is_not_marked_as_done_by_the_metrics_of_the_one_before(job):
+    trained = training_job.fit(job)
+    (job.folder_of / "metrics.json").write_text("{}")
+    (job.folder_of / "predictions.csv").write_text("")
+    run_outputs.write_bundle(job, trained)
+    assert not run_outputs.is_done(job.folder_of)
+
+
 def test_a_network_whose_last_checkpoint_failed_leaves_no_bundle(job, trained):
     trained.store.error = Interrupted("no space left")
     with pytest.raises(Interrupted, match="no space"):

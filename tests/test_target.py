@@ -22,6 +22,7 @@ from rcmnet_jax.data.partition import limited
 from rcmnet_jax.data.splits import Fold
 from rcmnet_jax.evaluation import probe
 from rcmnet_jax.evaluation.predict import forward
+from rcmnet_jax.files import write_json
 from rcmnet_jax.intake import _limited, gather
 from rcmnet_jax.recipes import RECIPES, Recipe
 from rcmnet_jax.selection import Search, search, summary
@@ -168,6 +169,16 @@ def test_a_run_that_goes_on_tries_the_recipes_that_it_began_with(begin):
     (run.workdir / "candidates").mkdir()
     (run.workdir / "candidates/plan.json").write_text(json.dumps(plan))
     assert search(run, pixels, data, None).names == ("default", "probe")
+
+
+def test_checkpoints_of_a_candidate_that_a_kill_left_are_removed_when_its_score_is_read(begin):
+    run, pixels, data = begin(recipes=("default", "probe"))
+    left = run.workdir / "candidates/transfer/seed_0/fold_0/default"
+    for name in ("default", "probe"):
+        write_json(left.with_name(name) / "score.json", {"balanced_accuracy": 0.5, "nll": 1.0})
+    (left / "checkpoints").mkdir()
+    search(run, pixels, data, None).choose(data.folds[0][0], "transfer", "seed_0/fold_0")
+    assert not (left / "checkpoints").exists()
 
 
 def test_the_final_model_takes_as_many_steps_under_a_limit_as_its_folds(begin):

@@ -68,7 +68,8 @@ def described(path: Path) -> Mapping[str, Any]:
             f"{beside}: cannot be read ({error}). Take a sound copy, or put the weights elsewhere."
         ) from error
     ours = isinstance(facts, dict) and isinstance(facts.get("model"), dict) and "imported" in facts
-    return {"imported": bool(facts["imported"]), "model": facts["model"]} if ours else {}
+    told = ("model", "image_size")
+    return {"imported": bool(facts["imported"]), **{key: facts[key] for key in told if key in facts}} if ours else {}
 
 
 def is_imported(path: Path, state: State) -> bool:

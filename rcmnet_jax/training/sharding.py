@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,18 +61,24 @@ class Placement:
 
     @classmethod
     def everywhere(cls) -> Placement:
-        """Over all devices of all processes.
+        """Over all devices of all processes, those of a process side by side.
 
         Raises:
-          UserError: JAX cannot start the devices that were asked for.
+          UserError: JAX cannot start the devices that were asked for, or processes have different numbers of them.
         """
         try:
-            jax.devices()
+            found = jax.devices()
         except (RuntimeError, AssertionError) as error:
             asked = os.environ.get("JAX_PLATFORMS", "")
             said = (str(error).splitlines() or ["no reason given"])[0]
             raise UserError(f"JAX found no device (JAX_PLATFORMS='{asked}'): {said}. Correct or unset it.") from error
-        return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
+        # `process_rows` counts on it. jax.make_mesh orders a TPU slice by its topology, which mixes the hosts.
+        ordered = sorted(found, key=lambda device: (device.process_index, device.id))
+        counts = Counter(device.process_index for device in ordered)
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"process {process} has {count}" for process, count in sorted(counts.items()))
+            raise UserError(f"Processes have different numbers of devices ({told}). Give each as many.")
+        return cls(Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,)))
 
     @property
     def devices(self) -> int:
