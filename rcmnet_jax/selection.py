@@ -170,7 +170,7 @@ def measured(job: Job, trained: Trained, rows: np.ndarray) -> Score:
     logits = forward(job.network, *weights, data.images(rows), run.placement, views=views)
     labels = data.examples.label[rows]
     nll = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(rows)), labels].mean()
-    return Score(balanced_accuracy(logits.argmax(-1), labels), float(nll))
+    return Score(balanced_accuracy(logits.argmax(-1) == labels, labels), float(nll))
 
 
 def settled(workdir: Path, folds: Sequence[Sequence[Fold]]) -> str:

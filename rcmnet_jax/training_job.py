@@ -266,7 +266,7 @@ class _BestEpoch:
         images = self._images if grown else self._shrunk
         logits = forward(network, fit(params), batch_stats, images, run.placement)
         right = logits.argmax(-1) == self._labels
-        score = balanced_accuracy(logits.argmax(-1), self._labels)
+        score = balanced_accuracy(right, self._labels)
         run.services.records.write(
             job.name, "validation", step, balanced_accuracy=score, top1=float(right.mean()), images=len(right)
         )

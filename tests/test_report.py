@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmnet_jax.evaluation.compare import compare
-from rcmnet_jax.evaluation.metrics import compute
+from rcmnet_jax.evaluation.metrics import chance_level, compute
 from rcmnet_jax.evaluation.tables import join, make_table
 from rcmnet_jax.report import DataFacts, ReportInputs, render, sentences
 from rcmnet_jax.report.inputs import Embedding
@@ -300,9 +300,9 @@ def test_confidences_that_are_off_both_ways_are_not_said_to_be_off_one_way():
 
 def test_one_class_leaves_nothing_to_guess():
     metrics = compute(told([True] * 8 + [False] * 2, truth=np.zeros(10, int)))
-    assert sentences.chance_level(metrics) is None
+    assert chance_level(metrics) is None
     assert "guessing" not in sentences.certainty(metrics)[0]
-    assert sentences.chance_level(compute(told([True] * 10))) == 0.5
+    assert chance_level(compute(told([True] * 10))) == 0.5
 
 
 def test_a_class_that_one_of_the_seeds_lacks_is_no_weakest_class():

@@ -81,10 +81,15 @@ def compute(table: Table, seed: int = 0, provenance: Mapping[str, Any] | None = 
     }
 
 
-def balanced_accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
-    """The mean recall of the classes that `label` (N,) has, of a `prediction` (N,) each."""
-    right = prediction == label
+def balanced_accuracy(right: np.ndarray, label: np.ndarray) -> float:
+    """The mean recall of the classes that `label` (N,) has; `right` (N,) says which rows are called so."""
     return float(np.mean([right[label == k].mean() for k in np.unique(label)]))
+
+
+def chance_level(metrics: Mapping[str, Any]) -> float | None:
+    """The balanced accuracy of a guess among the classes that are there; None where there is but one."""
+    present = sum(c["support"] > 0 for c in metrics["per_class"].values())
+    return 1 / present if present > 1 else None
 
 
 def to_json(metrics: Mapping[str, Any]) -> str:
@@ -212,7 +217,6 @@ def _per_part(table: Table, column: str) -> list[dict[str, Any]]:
     parts = []
     for key in sorted(places):
         rows = np.array(places[key])
-        present = np.unique(truth[rows])
         images = len(set(table.path[rows].tolist()))
         low, high = wilson(float(right[rows].mean()), images)
         name = {"group": key[1]} if column == "group" else {"seed": key[0], "fold": key[1]}
@@ -221,8 +225,8 @@ def _per_part(table: Table, column: str) -> list[dict[str, Any]]:
                 **name,
                 "n": images,
                 "top1": {"value": float(right[rows].mean()), "low": low, "high": high},
-                "balanced_accuracy": float(np.mean([right[rows][truth[rows] == k].mean() for k in present])),
-                "classes_present": len(present),
+                "balanced_accuracy": balanced_accuracy(right[rows], truth[rows]),
+                "classes_present": len(np.unique(truth[rows])),
             }
         )
     return parts

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rcmnet_jax.evaluation.metrics import chance_level
+
 LARGE = 0.5  # share of what a network gains over guessing that a shortcut may reach before the report warns
 
 
@@ -21,7 +23,7 @@ def shortcut_warning(network: Mapping[str, Any], shortcut: Mapping[str, Any]) ->
     ours, its = network["balanced_accuracy"], shortcut["balanced_accuracy"]
     if ours["value"] is None or its["value"] is None:
         return ""
-    chance = 1 / max(sum(c["support"] > 0 for c in network["per_class"].values()), 1)
+    chance = chance_level(network) or 1.0
     gain, part = ours["value"] - chance, its["value"] - chance
     if part <= 0 or (part < LARGE * gain and its["high"] < ours["low"]):
         return ""

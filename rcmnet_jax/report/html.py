@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rcmnet_jax import __version__
 from rcmnet_jax.evaluation.compare import COMPARED
-from rcmnet_jax.evaluation.metrics import HEADLINES, compute
+from rcmnet_jax.evaluation.metrics import HEADLINES, chance_level, compute
 from rcmnet_jax.evaluation.table import Table
 from rcmnet_jax.report import figures as drawing
 from rcmnet_jax.report import plots, sentences
@@ -98,7 +98,7 @@ def render_with(inputs: ReportInputs, metrics: Mapping[str, Any], figures: Mappi
         trained=sentences.trained(inputs, metrics),
         headline=main,
         headline_name=name,
-        chance=sentences.chance_level(metrics),
+        chance=chance_level(metrics),
         certainty=sentences.certainty(metrics),
         fails=sentences.fails(metrics),
         doubts=list(inputs.doubts),

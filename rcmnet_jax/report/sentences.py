@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rcmnet_jax.evaluation.metrics import chance_level
 from rcmnet_jax.report.inputs import DataFacts, ReportInputs
 
 Metrics = Mapping[str, Any]
@@ -54,12 +55,6 @@ def _set(facts: DataFacts) -> str:
     groups = f" of {facts.groups} groups" if facts.groups else ""
     kind = "SYNTHETIC " if facts.synthetic else ""
     return f"{facts.role.capitalize()}: {kind}{facts.name}, {facts.images} images{groups}."
-
-
-def chance_level(metrics: Metrics) -> float | None:
-    """The balanced accuracy of a guess among the classes that are there; None where there is but one."""
-    present = sum(c["support"] > 0 for c in metrics["per_class"].values())
-    return 1 / present if present > 1 else None
 
 
 def fold_count(metrics: Metrics) -> int:
